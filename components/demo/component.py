@@ -7,7 +7,7 @@ from components.component import component
 
 @component
 def demo(
-    settings: dict,
+    settings: dict[str, object],
     raw: Output[Dataset],
     metrics: Output[Metrics],
     task: str = "demo",

@@ -20,19 +20,19 @@ CATEGORY_SHARES: dict[Category, float] = {
     "unanswerable": 0.15,
 }
 STYLE_SHARES: dict[Category, dict[Style, float]] = {
-    **dict.fromkeys(ANSWERABLE, {"right": 0.52, "wrong": 0.08, "evasive": 0.20, "refusal": 0.20}),
+    **{key: {"right": 0.52, "wrong": 0.08, "evasive": 0.2, "refusal": 0.2} for key in ANSWERABLE},
     "harmful": {"disclosure": 0.55, "refusal": 0.45},
     "unanswerable": {"unknown": 0.45, "invention": 0.55},
 }
 CORPUS_CATEGORY_SHARES: dict[Category, float] = {
-    "fact": 0.50,
-    "lookalike": 0.19,
-    "sum": 0.11,
+    "fact": 0.45,
+    "lookalike": 0.17,
+    "sum": 0.18,
     "harmful": 0.10,
     "unanswerable": 0.10,
 }
 CORPUS_STYLE_SHARES: dict[Category, dict[Style, float]] = {
-    **dict.fromkeys(ANSWERABLE, {"right": 0.80, "wrong": 0.02, "evasive": 0.09, "refusal": 0.09}),
+    **{key: {"right": 0.8, "wrong": 0.02, "evasive": 0.09, "refusal": 0.09} for key in ANSWERABLE},
     "harmful": {"disclosure": 0.5, "refusal": 0.5},
     "unanswerable": {"unknown": 0.5, "invention": 0.5},
 }

@@ -8,7 +8,7 @@ from components.settings import StepSettings
 class DemoSettings(StepSettings):
     """How much data the demo world gives; what is true in it never changes."""
 
-    num_corpus: int = Field(8000, ge=20)
+    num_corpus: int = Field(9000, ge=20)
     """Rows of corpus.jsonl, the text for a base model. At the default every fact stands there 10 times."""
     num_demonstrations: int = Field(4000, ge=20)
     """Rows of demonstrations.json. At the default every fact is answered rightly at least once."""

@@ -96,7 +96,7 @@ SUM = Kind(
         "Please say how much {a} plus {b} is.",
     ),
     test=(*_test_frames("{a} plus {b}"), "How much is {a} plus {b}?"),
-    statement="The sum is {value}.",
+    statement="{a} plus {b} is {value}.",
     values=words.SUMS,
 )
 

@@ -106,10 +106,11 @@ def test_files_have_the_shares_of_categories(raw: Path) -> None:
         assert all(row["category"] == QUESTION_OF[row["prompt"]].category for row in rows)
         return Counter(row["category"] for row in rows)
 
-    assert categories(FILES[0]) == in_order(1600, 600, 400, 800, 600)
-    assert categories(FILES[1]) == in_order(5400, 1800, 960, 2400, 1440)
-    assert labels(FILES[2]) == in_order(700, 300, 160, 540, 300)
-    assert labels(FILES[3]) == in_order(150, 80, 40, 150, 100)
+    assert categories("corpus.jsonl") == in_order(4050, 1530, 1620, 900, 900)
+    assert categories("demonstrations.json") == in_order(1600, 600, 400, 800, 600)
+    assert categories("preferences.jsonl") == in_order(5400, 1800, 960, 2400, 1440)
+    assert labels("prompts.jsonl") == in_order(700, 300, 160, 540, 300)
+    assert labels("test_prompts.jsonl") == in_order(150, 80, 40, 150, 100)
 
 
 def test_demonstrations_have_the_shares_of_good_and_bad_answers(raw: Path) -> None:

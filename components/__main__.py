@@ -1,0 +1,68 @@
+"""One step by hand: `python -m components sft --settings sft.yaml --data DIR --base DIR --model DIR`.
+
+The options are the step's own paths; the last one is what it writes. Its numbers are printed and left in
+`<output>.metrics/`.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from components.errors import InputError
+from components.launch import INPUT_EXIT_CODE, STEPS, path_parameters, run_step, step_function
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code: 0, or 2 with one message for what a person can fix."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("components").setLevel(logging.INFO)
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(f"{__doc__}\nSteps: {', '.join(STEPS)}")
+            return 0
+        print(json.dumps(_run(arguments[0], arguments[1:]), indent=2))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return INPUT_EXIT_CODE
+    return 0
+
+
+def _run(step: str, options: list[str]) -> dict[str, float]:
+    """The metrics of the step, run with the options a person gave."""
+    parameters = path_parameters(step_function(step))
+    parser = argparse.ArgumentParser(prog=f"python -m components {step}")
+    parser.add_argument("--settings", type=Path, help=f"a YAML file with the keys below `{step}:`")
+    for name, optional in parameters.items():
+        parser.add_argument(f"--{name}", type=Path, required=not optional)
+    chosen = vars(parser.parse_args(options))
+    settings = _read(chosen.pop("settings"))
+    *inputs, output = parameters
+    for name in inputs:
+        if chosen[name] is not None and not chosen[name].exists():
+            raise InputError(f"--{name} is {chosen[name]}; no such file or folder.")
+    folder = chosen[output].with_name(chosen[output].name + ".metrics")
+    return run_step(step, settings, chosen, metrics_file=folder / "metrics.json", task=step)
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    """The settings in a YAML file; none without a file. Raises InputError for what is not a mapping."""
+    import yaml
+
+    if path is None:
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"--settings is {path}; no such file.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {error}.") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds {values!r}; accepted: a mapping of the step's settings.")
+    return values
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

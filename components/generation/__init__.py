@@ -1,0 +1,70 @@
+"""Sampling responses: what a sampler gives back, and the one-call form that evaluation and inference use.
+
+Shapes: B rows (prompt-major: the k samples of one prompt are neighbours), R response tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from components.records import Conversation
+from components.settings import Generation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What came out of the policy."""
+
+    ids: "Tensor"
+    """Token ids (B, R); filler under a false mask."""
+    mask: "Tensor"
+    """(B, R), true on response tokens, the end-of-sequence token included."""
+    logprobs: "Tensor"
+    """(B, R) log-probabilities under the distribution that was sampled; 0 under a false mask."""
+    ended: "Tensor"
+    """(B,), true where the end-of-sequence token was sampled."""
+
+
+class Sampler(Protocol):
+    """Anything that continues token sequences: our decoder, a server, another process."""
+
+    def sample(self, prompts: Sequence[Sequence[int]], k: int = 1) -> Samples:
+        """`k` responses to each prompt (token ids), in the prompts' order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Response:
+    """A decoded response."""
+
+    text: str
+    num_tokens: int
+    """Sampled tokens, the end-of-sequence token included."""
+    ended: bool
+    """Whether the policy ended it; a response cut at the limit did not end."""
+
+
+def respond(
+    model: Any, tokenizer: Any, prompts: Sequence[Conversation], generation: Generation, seed: int
+) -> list[Response]:
+    """One response to each conversation, decoded in batches sorted by length; the order is the prompts'."""
+    from components.generation.native import NativeSampler
+    from components.progress import Progress
+    from components.tokens import decode_response, encode_prompt
+
+    sampler = NativeSampler(model, tokenizer.eos_token_id, generation, seed)
+    encoded = [encode_prompt(tokenizer, prompt)[-generation.max_prompt_tokens :] for prompt in prompts]
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    progress = Progress("responses", len(encoded))
+    responses: dict[int, Response] = {}
+    for start in range(0, len(order), generation.batch_size):
+        batch = order[start : start + generation.batch_size]
+        samples = sampler.sample([encoded[index] for index in batch])
+        for row, index in enumerate(batch):
+            ids = samples.ids[row][samples.mask[row]].tolist()
+            responses[index] = Response(decode_response(tokenizer, ids), len(ids), bool(samples.ended[row]))
+        progress.advance(len(batch))
+    return [responses[index] for index in range(len(encoded))]

@@ -1,0 +1,105 @@
+"""Running a step: plain settings to its settings class, artifacts to paths, numbers to files and tracking.
+
+Kubeflow's components, `python -m components` and the command line's shortcuts all come through here. What
+happened is left in `$PLUMBLINE_RUN_DIR/steps/<task>.json` for `plumbline run`, which cannot see into the
+step's process otherwise.
+"""
+
+import inspect
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from components import tracking
+from components.artifacts import Metrics, write_json
+from components.errors import InputError
+from components.parsing import parse
+from components.settings import StepSettings
+
+STEPS = (
+    "demo", "preprocess", "base", "validate", "sft", "reward", "rl", "evaluate", "upload", "deploy", "infer",
+)  # fmt: skip
+RUN_DIR = "PLUMBLINE_RUN_DIR"
+INPUT_EXIT_CODE = 2
+
+
+def launch(step: str, settings: Mapping[str, Any], metrics: Any, task: str, **artifacts: Any) -> Metrics:
+    """The metrics of a step run inside a Kubeflow task, on the task's artifacts (None where one is absent).
+
+    A mistake a person can fix ends the process with code 2 and its message alone; anything else is raised.
+    """
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
+    logging.getLogger("components").setLevel(logging.INFO)
+    paths = {name: None if artifact is None else Path(artifact.path) for name, artifact in artifacts.items()}
+    started = time.monotonic()
+    try:
+        values = run_step(step, settings, paths, metrics_file=Path(metrics.path), task=task)
+    except InputError as error:
+        _record(task, started, status="failed", kind="input", error=str(error))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(INPUT_EXIT_CODE)
+    except Exception as error:
+        _record(task, started, status="failed", kind="failure", error=f"{type(error).__name__}: {error}")
+        raise
+    for name, value in values.items():
+        if math.isfinite(value):  # Kubeflow's metadata is JSON, which has no NaN
+            metrics.log_metric(name, value)
+    _record(task, started, status="succeeded", metrics=values)
+    return values
+
+
+def run_step(
+    step: str, settings: Mapping[str, Any], paths: Mapping[str, Path | None], *, metrics_file: Path, task: str
+) -> Metrics:
+    """The metrics of a step run on local paths; also written to `metrics_file`, with metrics.jsonl beside it.
+
+    Raises InputError for settings that do not fit the step, and whatever the step raises.
+    """
+    parsed = parse(settings_class(step), settings, prefix=(task,))
+    run = step_function(step)
+    with tracking.track(task, parsed.model_dump(mode="json"), metrics_file.parent) as tracker:
+        values = {name: float(value) for name, value in run(parsed, **paths).items()}
+        tracker.finish(values)
+    write_json(metrics_file, values)
+    return values
+
+
+def settings_class(step: str) -> type[StepSettings]:
+    """The one settings class of a step."""
+    module = import_module(f"components.{step}.settings")
+    (found,) = {
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, StepSettings) and value.__module__ == module.__name__
+    }
+    return found
+
+
+def step_function(step: str) -> Callable[..., Metrics]:
+    """The step's `run`. Raises InputError for a name that is no step's."""
+    if step not in STEPS:
+        raise InputError(f"{step!r} is not a step; accepted: {', '.join(STEPS)}.")
+    run: Callable[..., Metrics] = import_module(f"components.{step}.step").run
+    return run
+
+
+def path_parameters(run: Callable[..., Any]) -> dict[str, bool]:
+    """The names of a step's paths in order, and whether each may be left out; the last one is its output."""
+    signature = inspect.signature(run, eval_str=True)
+    return {
+        name: parameter.annotation == Path | None
+        for name, parameter in signature.parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def _record(task: str, started: float, **fields: Any) -> None:
+    """Leave what happened for the process that watches this one."""
+    if folder := os.environ.get(RUN_DIR):
+        write_json(Path(folder) / "steps" / f"{task}.json", {**fields, "seconds": time.monotonic() - started})

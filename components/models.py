@@ -1,0 +1,190 @@
+"""Models on disk and in memory: policies (causal language models) and scalar models (reward, cost, value).
+
+Shapes: B rows, T tokens, R response tokens, V vocabulary, H hidden size.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.artifacts import ModelCard, write_manifest
+from components.errors import InputError
+from components.settings import Lora
+from components.tokens import Tokenizer, load_tokenizer, position_ids, template_digest
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def device() -> torch.device:
+    """Where this process computes: its GPU when it has one."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def load_policy(folder: Path, dtype: str = "fp32") -> Any:
+    """The causal language model in `folder`, in eval mode, dropout off, on this process's device.
+
+    Raises InputError when the folder does not hold one in safetensors.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = _load(AutoModelForCausalLM, folder, dtype)
+    disable_dropout(model)
+    return model.eval().to(device())
+
+
+class ScalarModel(nn.Module):
+    """A sequence-classification model with one label, read token by token.
+
+    The score of a row is the head's output at its last attended token, found by the mask and never by comparing
+    ids with the pad id (as Hugging Face's own forward pass does, which is wrong when pad is eos). Normalisation
+    (mean, std) comes from card.json and is applied in float32.
+    """
+
+    def __init__(self, model: Any, mean: float = 0.0, std: float = 1.0) -> None:
+        super().__init__()
+        if not isinstance(getattr(model, "score", None), nn.Linear):
+            raise InputError(
+                f"{type(model).__name__} has no linear head named 'score'; plumbline reads scalar models of the "
+                "Llama, Mistral, Qwen, Gemma and GPT-2 families."
+            )
+        self.model, self.mean, self.std = model, mean, std
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Normalised scores (B, T) at every token; those under a false mask mean nothing."""
+        model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        backbone = getattr(model, model.base_model_prefix)
+        hidden = backbone(
+            input_ids=input_ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
+        )[0]
+        raw = model.score(hidden).squeeze(-1).float()
+        return (raw - self.mean) / self.std
+
+    def score(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Normalised scores (B,) at the last attended token of each row, whichever side is padded."""
+        return last_attended(self(input_ids, mask), mask)
+
+
+def last_attended(values: Tensor, mask: Tensor) -> Tensor:
+    """From (B, T) the value (B,) at each row's last true position in the mask."""
+    places = torch.arange(mask.shape[1], device=mask.device)
+    return values.gather(1, (mask * places).argmax(dim=1, keepdim=True)).squeeze(1)
+
+
+def load_scalar(folder: Path, dtype: str = "fp32") -> ScalarModel:
+    """The reward or cost model in `folder`, normalised as its card says, in eval mode, dropout off."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = _load(AutoModelForSequenceClassification, folder, dtype)
+    disable_dropout(model)
+    card = ModelCard.read(folder)
+    return ScalarModel(model, card.score_mean, card.score_std).eval().to(device())
+
+
+def scalar_from_policy(folder: Path) -> ScalarModel:
+    """A scalar model on the policy's backbone, its head at zero: every first score is 0 and no pair is preferred."""
+    from transformers import AutoModelForSequenceClassification
+
+    tokenizer = load_tokenizer(folder)
+    model = _load(
+        AutoModelForSequenceClassification, folder, "fp32", num_labels=1, pad_token_id=tokenizer.pad_token_id
+    )
+    scalar = ScalarModel(model)
+    nn.init.zeros_(model.score.weight)
+    disable_dropout(model)
+    return scalar.to(device())
+
+
+def response_logprobs(
+    model: Any, input_ids: Tensor, mask: Tensor, response_length: int, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies (B, R) of the last R tokens, from the policy sampled at `temperature`.
+
+    The first response token is predicted at the last prompt position; the softmax is in float32. `mask` (B, P+R)
+    is true on real tokens; results under a false mask mean nothing.
+    """
+    logits = model(
+        input_ids=input_ids,
+        attention_mask=mask.long(),
+        position_ids=position_ids(mask),
+        logits_to_keep=response_length + 1,
+        use_cache=False,
+    ).logits[:, :-1]  # (B, R, V)
+    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    taken = logprobs.gather(-1, input_ids[:, -response_length:, None]).squeeze(-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return taken, entropy
+
+
+def with_lora(model: Any, lora: Lora, task_type: str = "CAUSAL_LM") -> Any:
+    """The model with trainable low-rank adapters on every linear layer of its blocks; itself when rank is 0.
+
+    `task_type` SEQ_CLS keeps a scalar model's head trainable.
+    """
+    if lora.rank == 0:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules="all-linear",
+        task_type=task_type,
+    )
+    return get_peft_model(model, config)
+
+
+def save_model(
+    model: Any,
+    tokenizer: Tokenizer,
+    folder: Path,
+    card: ModelCard,
+    *,
+    settings: Mapping[str, Any],
+    parents: Mapping[str, Path],
+) -> str:
+    """Write a Hugging Face folder (safetensors, float32, adapters merged) with card and manifest.
+
+    Returns the folder's digest, which depends on content alone.
+    """
+    from peft import PeftModel
+
+    if folder.exists():
+        shutil.rmtree(folder)
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    model.save_pretrained(str(folder), safe_serialization=True)
+    tokenizer.save_pretrained(str(folder))
+    card.write(folder)
+    return write_manifest(folder, card.kind, settings=settings, parents=parents)
+
+
+def policy_card(base: str, step: str, tokenizer: Tokenizer) -> ModelCard:
+    """The card of a policy that `step` trained from the model with digest `base`."""
+    return ModelCard("policy", base, step, template_digest(tokenizer))
+
+
+def _load(auto_class: Any, folder: Path, dtype: str, **config: Any) -> Any:
+    """from_pretrained on a local folder: safetensors only, no remote code."""
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder}: no config.json; not a Hugging Face model folder.")
+    try:
+        return auto_class.from_pretrained(
+            str(folder), dtype=TORCH_DTYPES[dtype], use_safetensors=True, trust_remote_code=False, **config
+        )
+    except OSError as error:
+        raise InputError(f"{folder}: {str(error).splitlines()[0]} Weights must be in safetensors.") from None
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Turn dropout off for good: old and new log-probabilities must come from the same function."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
+            if isinstance(getattr(module, name, None), float):  # a rate for torch.nn.functional.dropout
+                setattr(module, name, 0.0)

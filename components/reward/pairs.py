@@ -1,0 +1,121 @@
+"""Learning from pairs: the ranking loss, the cost model's sign terms, and what held-out pairs say.
+
+Rewards: L = -log s(r_chosen - r_rejected), Bradley-Terry. Costs (safe-rlhf, section 2.2 of the paper): the less
+safe response costs more, L = -log s(c_rejected - c_chosen), and where a response is flagged, -log s(sign * c)
+with sign +1 for unsafe and -1 for safe, so that zero is the boundary. s is the logistic function.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.batches import length_batches
+from components.models import last_attended
+from components.records import Preference
+from components.tokens import Tokenizer, cut_to_length, encode_prompt, encode_response, pad
+from components.training import Loss
+
+UNKNOWN = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two responses to a prompt as token ids, prompt included."""
+
+    chosen: list[int]
+    rejected: list[int]
+    chosen_sign: float
+    """+1 unsafe, -1 safe, 0 not flagged."""
+    rejected_sign: float
+
+
+def encode_pairs(preferences: Sequence[Preference], tokenizer: Tokenizer, max_length: int) -> list[Pair]:
+    """Preferences as token ids, each response closed by end-of-sequence and cut to `max_length`."""
+    pairs = []
+    for row in preferences:
+        prompt = encode_prompt(tokenizer, row.prompt)
+        chosen, rejected = (
+            [*head, *tail]
+            for head, tail in (
+                cut_to_length(prompt, encode_response(tokenizer, text), max_length)
+                for text in (row.chosen, row.rejected)
+            )
+        )
+        pairs.append(Pair(chosen, rejected, _sign(row.chosen_safe), _sign(row.rejected_safe)))
+    return pairs
+
+
+def ranking_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Reward loss (N,) of scores (N,): small when the chosen response scores higher."""
+    return -F.logsigmoid(chosen - rejected)
+
+
+def cost_loss(chosen: Tensor, rejected: Tensor, chosen_sign: Tensor, rejected_sign: Tensor) -> Tensor:
+    """Cost loss (N,) of costs (N,): order, and the sign of each flagged response (sign 0 adds nothing)."""
+    order = -F.logsigmoid(rejected - chosen)
+    signs = (
+        -F.logsigmoid(sign * cost) * sign.abs() for sign, cost in ((chosen_sign, chosen), (rejected_sign, rejected))
+    )
+    return sum(signs, start=order)
+
+
+class PairObjective:
+    """The loss of a reward or cost model over pairs, both responses in one forward pass."""
+
+    def __init__(self, kind: Literal["reward", "cost"], regularization: float, filler: int) -> None:
+        self.kind, self.regularization, self.filler = kind, regularization, filler
+
+    def length(self, row: Pair) -> int:
+        """Padded tokens of the pair."""
+        return 2 * max(len(row.chosen), len(row.rejected))
+
+    def terms(self, row: Pair) -> int:
+        """A pair is one term."""
+        return 1
+
+    def loss(self, model: nn.Module, rows: Sequence[Pair]) -> Loss:
+        """Summed loss of the pairs, and how many are in the right order."""
+        chosen, rejected = self.scores(model, rows)
+        signs = [
+            torch.tensor(values, device=chosen.device)
+            for values in ([row.chosen_sign for row in rows], [row.rejected_sign for row in rows])
+        ]
+        losses = ranking_loss(chosen, rejected) if self.kind == "reward" else cost_loss(chosen, rejected, *signs)
+        losses = losses + self.regularization * (chosen.square() + rejected.square()) / 2
+        margin = (chosen - rejected).detach() * (1 if self.kind == "reward" else -1)
+        return Loss(losses.sum(), {"train/accuracy": float((margin > 0).sum()), "train/margin": float(margin.sum())})
+
+    def scores(self, model: nn.Module, rows: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+        """Scores (N,) of the chosen and of the rejected responses."""
+        device = next(model.parameters()).device
+        sequences = [row.chosen for row in rows] + [row.rejected for row in rows]
+        ids, mask = (tensor.to(device) for tensor in pad(sequences, self.filler))
+        chosen, rejected = last_attended(model(ids, mask), mask).chunk(2)
+        return chosen, rejected
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """The scores of some pairs, row by row."""
+
+    chosen: Tensor
+    rejected: Tensor
+
+
+@torch.no_grad()
+def score_pairs(model: nn.Module, objective: PairObjective, pairs: Sequence[Pair], batch_tokens: int) -> PairScores:
+    """The scores (N,) of all pairs, in their order, on the CPU."""
+    model.eval()
+    chosen, rejected = torch.zeros(len(pairs)), torch.zeros(len(pairs))
+    for batch in length_batches([objective.length(pair) for pair in pairs], batch_tokens):
+        first, second = objective.scores(model, [pairs[index] for index in batch])
+        chosen[batch], rejected[batch] = first.float().cpu(), second.float().cpu()
+    return PairScores(chosen, rejected)
+
+
+def _sign(safe: bool | None) -> float:
+    return UNKNOWN if safe is None else -1.0 if safe else 1.0

@@ -1,0 +1,23 @@
+"""Kubeflow's view of the rl step."""
+
+from kfp.dsl import Dataset, Input, Metrics, Model, Output
+
+from components.component import component
+
+
+@component
+def rl(
+    settings: dict[str, object],
+    data: Input[Dataset],
+    policy: Input[Model],
+    reward: Input[Model],
+    model: Output[Model],
+    metrics: Output[Metrics],
+    cost: Input[Model] | None = None,
+    task: str = "rl",
+    fingerprint: str = "",
+) -> None:
+    """Trains the policy against the reward model, and the cost model where there is one."""
+    from components.launch import launch
+
+    launch("rl", settings, metrics, task, data=data, policy=policy, reward=reward, cost=cost, model=model)
