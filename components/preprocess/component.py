@@ -7,7 +7,7 @@ from components.component import component
 
 @component
 def preprocess(
-    settings: dict,
+    settings: dict[str, object],
     data: Output[Dataset],
     metrics: Output[Metrics],
     raw: Input[Dataset] | None = None,

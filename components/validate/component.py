@@ -7,7 +7,7 @@ from components.component import component
 
 @component
 def validate(
-    settings: dict,
+    settings: dict[str, object],
     data: Input[Dataset],
     base: Input[Model],
     report: Output[Artifact],

@@ -1,0 +1,146 @@
+"""The command line. Every command is a few lines that call something else; nothing here imports torch."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from components.errors import InputError
+from components.launch import INPUT_EXIT_CODE
+
+app = typer.Typer(
+    help="RLHF on Kubeflow: from raw human feedback to an aligned, evaluated, deployed model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Configs = Annotated[
+    list[Path],
+    typer.Option("--config", "-c", help="YAML file, or demo, hh, default, ...; give it again for overlays."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as rl.algorithm.kl_coef=0.02."),
+]
+ServingDir = Annotated[Path, typer.Option("--dir", help="The folder that deploy publishes to.")]
+
+
+def main() -> None:
+    """Run the command; a mistake that a person can fix is one message and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(INPUT_EXIT_CODE)
+
+
+@app.command()
+def run(
+    config: Configs,
+    overrides: Overrides = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where runs, cache and tracking lie.")] = Path("runs"),
+) -> None:
+    """Run the whole pipeline on this machine."""
+    from pipeline.dag import build
+    from pipeline.fingerprints import fingerprints
+    from pipeline.local import Plan
+    from pipeline.local import run as run_locally
+    from pipeline.overrides import resolve
+    from pipeline.screen import Screen
+
+    settings = resolve(config, overrides or ())
+    plan = Plan(
+        pipeline=build(settings, fingerprints=fingerprints(settings)),
+        name=settings.name,
+        tasks=settings.tasks(),
+        settings=settings.model_dump(mode="json", exclude_none=True),
+    )
+    raise typer.Exit(run_locally(plan, runs_dir, Screen()))
+
+
+@app.command("compile")
+def compile_(
+    overrides: Overrides = None,
+    config: Configs = [Path("default")],  # noqa: B006  # typer reads it, nobody changes it
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("pipeline.yaml"),
+) -> None:
+    """Write the pipeline as YAML for a Kubeflow cluster."""
+    from pipeline.overrides import resolve
+    from pipeline.package import write_package
+
+    settings = resolve(config, overrides or ())
+    write_package(settings, output)
+    print(f"wrote {output}: {len(settings.tasks())} tasks")
+
+
+@app.command("config")
+def show_config(config: Configs, overrides: Overrides = None) -> None:
+    """Print the settings that the files and overrides make together."""
+    from pipeline.documents import write_document
+    from pipeline.overrides import resolve
+
+    print(write_document(resolve(config, overrides or ()).model_dump(mode="json", exclude_none=True)), end="")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other rows of the same world.")] = 0,
+) -> None:
+    """Write the demo world's files, in the formats that your own data can have."""
+    _alone("demo", {"seed": seed}, raw=out)
+
+
+@app.command()
+def base(
+    text: Annotated[Path, typer.Option(help=".txt with blank lines between documents, or .jsonl.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    size: Annotated[str, typer.Option(help="About so many parameters: 1m, 3m, 7m or 40m.")] = "1m",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Train a small base model, with its tokenizer, from your own text."""
+    _alone("base", {"text": str(text), "size": size, "seed": seed}, raw=None, data=out.parent, base=out)
+
+
+@app.command()
+def serve(
+    serving: ServingDir = Path("serving"),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+) -> None:
+    """Serve the deployed model with an OpenAI-compatible interface."""
+    from components.serving.app import serve as serve_folder
+
+    serve_folder(serving, host, port)
+
+
+@app.command()
+def rollback(serving: ServingDir = Path("serving")) -> None:
+    """Serve the version again that was served before; once more switches forth again."""
+    from components.serving.folder import rollback as switch_back
+
+    print(f"{serving} serves {switch_back(serving).version}")
+
+
+@app.command()
+def chat(
+    url: Annotated[str, typer.Option(help="Address of a server.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Talk to a served model; /reset starts over, /regenerate tries again."""
+    from components.serving.chat import chat as talk
+
+    talk(url)
+
+
+def _alone(step: str, settings: dict[str, Any], **paths: Path | None) -> None:
+    """Run one step outside a pipeline and say what it wrote and measured."""
+    from components.launch import run_step
+
+    with tempfile.TemporaryDirectory(prefix="plumbline-") as scratch:
+        metrics = run_step(step, settings, paths, metrics_file=Path(scratch) / "metrics.json", task=step)
+    for name, value in metrics.items():
+        print(f"{name:<28}{value:.6g}")
+    print(f"wrote {list(paths.values())[-1]}")

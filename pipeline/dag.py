@@ -1,0 +1,92 @@
+"""The pipeline: which task follows which. The only file that knows the order.
+
+Every step has one dict parameter with its settings, so Kubeflow's run form shows a box per step and a task's
+cache key depends on its own settings, its inputs and the fingerprint of the code behind it. The algorithm
+decides the shape at compile time; the one condition Kubeflow itself evaluates is the gate.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from kfp import dsl
+
+from components.base.component import base
+from components.demo.component import demo
+from components.deploy.component import deploy
+from components.evaluate.component import evaluate
+from components.infer.component import infer
+from components.preprocess.component import preprocess
+from components.reward.component import reward
+from components.rl.component import rl
+from components.sft.component import sft
+from components.upload.component import upload
+from components.validate.component import validate
+from pipeline.resources import Equip
+from pipeline.settings import Settings
+
+
+def build(settings: Settings, *, fingerprints: Mapping[str, str] | None = None, equip: Equip | None = None) -> Any:
+    """The Kubeflow pipeline of the settings, ready to compile or to run locally.
+
+    `fingerprints` (by task) enter the cache keys; `equip` puts images and resources on the tasks.
+    """
+    tasks = settings.tasks()
+
+    def wire(*parameters: Any) -> None:
+        _wire(_Nodes(dict(zip(tasks, parameters, strict=True)), fingerprints or {}, equip))
+
+    wire.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # kfp reads the parameters from here
+        [
+            inspect.Parameter(
+                task,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=settings.step(task).model_dump(mode="json", exclude_none=True),
+                annotation=dict,
+            )
+            for task in tasks
+        ]
+    )
+    description = f"RLHF with {settings.rl.algorithm.name}: from raw feedback to a promoted, served model."
+    return dsl.pipeline(wire, name=settings.name, description=description)
+
+
+class _Nodes:
+    """Makes the tasks: each gets its settings, its name, its fingerprint and what it asks of the cluster."""
+
+    def __init__(self, settings: Mapping[str, Any], fingerprints: Mapping[str, str], equip: Equip | None) -> None:
+        self.settings, self.fingerprints, self.equip = settings, fingerprints, equip
+
+    def __contains__(self, task: str) -> bool:
+        return task in self.settings
+
+    def add(self, component: Any, task: str, **inputs: Any) -> Any:
+        node = component(
+            settings=self.settings[task],
+            task=task,
+            fingerprint=self.fingerprints.get(task, ""),
+            **{name: value for name, value in inputs.items() if value is not None},
+        )
+        node.set_display_name(task)
+        if self.equip is not None:
+            self.equip(task, node)
+        return node
+
+
+def _wire(nodes: _Nodes) -> None:
+    """The tasks and what each of them reads."""
+    raw = nodes.add(demo, "demo").outputs["raw"] if "demo" in nodes else None
+    data = nodes.add(preprocess, "preprocess", raw=raw).outputs["data"]
+    start = nodes.add(base, "base", raw=raw, data=data).outputs["base"]
+    checked = nodes.add(validate, "validate", data=data, base=start)
+    # nothing is trained before the data is known to be good
+    baseline = nodes.add(sft, "sft", data=data, base=start).after(checked).outputs["model"]
+    scorers = {"reward": nodes.add(reward, "reward", data=data, sft=baseline).outputs["model"]}
+    if "cost" in nodes:
+        scorers["cost"] = nodes.add(reward, "cost", data=data, sft=baseline).outputs["model"]
+    policy = nodes.add(rl, "rl", data=data, policy=baseline, **scorers).outputs["model"]
+    judged = nodes.add(evaluate, "evaluate", data=data, policy=policy, baseline=baseline, **scorers)
+    with dsl.If(judged.outputs["Output"] == True, "passed"):  # noqa: E712  # builds an expression
+        release = nodes.add(upload, "upload", model=policy, report=judged.outputs["report"]).outputs["release"]
+        deployment = nodes.add(deploy, "deploy", release=release).outputs["deployment"]
+        nodes.add(infer, "infer", data=data, release=release, deployment=deployment, **scorers)

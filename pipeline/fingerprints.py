@@ -1,0 +1,103 @@
+"""What a task's result depends on besides settings and inputs: the code behind it and the files it names.
+
+A fingerprint is a component's parameter, so Kubeflow's cache key contains it. The code is found by following
+imports with `ast`, without importing anything.
+"""
+
+import ast
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from components.artifacts import file_sha256, json_digest
+from components.errors import InputError
+from components.storage import fingerprint, is_remote
+from pipeline.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+LIBRARIES = ("torch", "transformers")
+STEP_OF_TASK = {"cost": "reward"}
+
+
+def fingerprints(settings: Settings) -> dict[str, str]:
+    """A digest for every task, of its code, the libraries and the files that its settings name.
+
+    Raises InputError for a file or folder that is not there.
+    """
+    libraries = {name: version(name) for name in LIBRARIES}
+    digests = {}
+    for task in settings.tasks():
+        code = {str(path.relative_to(ROOT)): file_sha256(path) for path in code_files(STEP_OF_TASK.get(task, task))}
+        sources = dict(_sources(settings, task))
+        digests[task] = json_digest({"code": code, "libraries": libraries, "sources": sources})
+    return digests
+
+
+def code_files(step: str, root: Path = ROOT) -> list[Path]:
+    """The files of a step's folder, and those of `components/` that they reach over imports, sorted."""
+    folder = root / "components" / step
+    reached: set[Path] = set()
+    waiting = [path for path in folder.rglob("*.py") if path.name != "component.py"]
+    while waiting:
+        path = waiting.pop()
+        if path not in reached:
+            reached.add(path)
+            waiting.extend(_imported(path, root))
+    return sorted(reached)
+
+
+def _imported(path: Path, root: Path) -> Iterator[Path]:
+    """The files of `components/` that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "components":
+                yield from _files(name, root)
+
+
+def _files(module: str, root: Path) -> Iterator[Path]:
+    """The file of a module, and the `__init__` of a package."""
+    path = root.joinpath(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.exists():
+            yield candidate
+
+
+def _sources(settings: Settings, task: str) -> Iterator[tuple[str, str]]:
+    """The key and the digest of every file or folder outside the pipeline that a task reads."""
+    if task == "preprocess":
+        yield from _preprocess_sources(settings)
+    elif task == "base":
+        if settings.base.text and _lies_outside(settings, settings.base.text):
+            yield "base.text", _digest("base.text", settings.base.text)
+        elif settings.base.model and (is_remote(settings.base.model) or Path(settings.base.model).is_dir()):
+            yield "base.model", _digest("base.model", settings.base.model)
+    elif task == "infer" and settings.infer.prompts:
+        yield "infer.prompts", _digest("infer.prompts", settings.infer.prompts)
+
+
+def _preprocess_sources(settings: Settings) -> Iterator[tuple[str, str]]:
+    """The digests of preprocess's sources."""
+    for kind in ("demonstrations", "preferences", "prompts"):
+        for number, source in enumerate(getattr(settings.preprocess, kind)):
+            key = f"preprocess.{kind}.{number}.path"
+            if _lies_outside(settings, source.path):
+                yield key, _digest(key, source.path)
+
+
+def _lies_outside(settings: Settings, address: str) -> bool:
+    """Whether an address is no file of the demo world's, which are covered by their own task."""
+    return settings.demo is None or is_remote(address) or Path(address).exists()
+
+
+def _digest(key: str, address: str) -> str:
+    """The digest of what is at an address. Raises InputError naming the key when nothing is."""
+    try:
+        return fingerprint(address)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None

@@ -1,0 +1,160 @@
+"""Watching kfp.local at work: what it starts or takes from the cache, what steps print, how they end.
+
+kfp.local has no hooks, so three of its functions are replaced while a run lasts. A failing task also ends the
+run at once; kfp would go on with the tasks that do not depend on it.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from kfp.local import status, subprocess_task_handler, task_dispatcher
+from kfp.local.orchestrator import task_executor
+
+GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a task ended: where its outputs are, and whether it ran at all."""
+
+    task: str
+    succeeded: bool
+    cached: bool
+    seconds: float
+    exit_code: int
+    folder: Path
+
+
+class Observer(Protocol):
+    """What wants to know."""
+
+    def started(self, task: str) -> None:
+        """A task's process is about to start; not called for a cached task."""
+
+    def printed(self, task: str, line: str) -> None:
+        """A task's process wrote a line, its newline included."""
+
+    def ended(self, ending: Ending) -> None:
+        """A task ended or was taken from the cache."""
+
+    def stands(self, task: str, folder: Path) -> bool:
+        """Whether the cached outcome of a task may be believed; if not, the task runs."""
+
+
+class StepFailed(Exception):
+    """Ends the run at its first failing task."""
+
+
+@contextmanager
+def observed(observer: Observer, environment: Mapping[str, str]) -> Iterator[None]:
+    """Report every task of kfp.local to `observer`; steps see `environment` besides ours.
+
+    Raises StepFailed out of the pipeline when a task fails.
+    """
+    watch = _Watch(observer, environment)
+    with ExitStack() as stack:
+        for module, name, replacement in (
+            (task_executor, "execute_single_task", watch.execute),
+            (task_dispatcher, "run_single_task_implementation", watch.run),
+            (subprocess_task_handler, "run_local_subprocess", watch.stream),
+        ):
+            stack.enter_context(_replaced(module, name, replacement))
+        yield
+
+
+class _Watch:
+    """The three replacements, and what they tell each other about the task at hand."""
+
+    def __init__(self, observer: Observer, environment: Mapping[str, str]) -> None:
+        self.observer, self.environment = observer, environment
+        self.task, self.ran, self.exit_code = "", False, 0
+        self._execute = task_executor.execute_single_task
+        self._run = task_dispatcher.run_single_task_implementation
+
+    def execute(self, *, task_name: str, task_spec: Any, **rest: Any) -> Any:
+        """In place of kfp's: a task, from the cache or not."""
+        self.task = task_spec.task_info.name or task_name
+        self.ran, self.exit_code, started = False, 0, time.monotonic()
+        outputs, result = self._execute(task_name=task_name, task_spec=task_spec, **rest)
+        if not self.ran and not self.observer.stands(self.task, _folder(outputs) or Path()):
+            task_spec.caching_options.enable_cache = False
+            outputs, result = self._execute(task_name=task_name, task_spec=task_spec, **rest)
+        succeeded = result == status.Status.SUCCESS
+        folder = _folder(outputs) or _planned_folder(task_spec, **rest)
+        seconds = time.monotonic() - started
+        self.observer.ended(Ending(self.task, succeeded, not self.ran, seconds, self.exit_code, folder))
+        if not succeeded:
+            raise StepFailed(self.task)
+        return outputs, result
+
+    def run(self, **arguments: Any) -> Any:
+        """In place of kfp's: a task that is not in the cache."""
+        self.ran = True
+        self.observer.started(self.task)
+        return self._run(**arguments)
+
+    def stream(self, full_command: list[str], env_vars: Mapping[str, str] | None = None) -> int:
+        """In place of kfp's: the task's process, in a group of its own so that all of it can be ended."""
+        process = subprocess.Popen(
+            full_command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, **self.environment, **(env_vars or {})},
+            start_new_session=True,
+        )
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                self.observer.printed(self.task, line)
+            self.exit_code = process.wait()
+        except BaseException:
+            _end_group(process)
+            raise
+        return self.exit_code
+
+
+def _folder(outputs: Mapping[str, Any]) -> Path | None:
+    """The folder that holds a task's outputs; None when it gave none."""
+    for output in outputs.values():
+        if uri := getattr(output, "uri", ""):
+            return Path(uri).parent
+    return None
+
+
+def _planned_folder(task_spec: Any, *, pipeline_root: str, pipeline_resource_name: str, **_: Any) -> Path:
+    """The folder where kfp lets a task write."""
+    component = str(task_spec.component_ref.name)
+    return Path(pipeline_root) / pipeline_resource_name / component.removeprefix("comp-")
+
+
+def _end_group(process: "subprocess.Popen[str]") -> None:
+    """Ask the process and its children to end, then make them."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(GRACE_S)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            return
+
+
+@contextmanager
+def _replaced(module: ModuleType, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+    original = getattr(module, name)
+    setattr(module, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)

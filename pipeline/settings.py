@@ -1,0 +1,153 @@
+"""Everything that can be set: one field per step, and what the pipeline adds around the steps."""
+
+import warnings
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from components.base.settings import BaseSettings
+from components.demo.settings import DemoSettings
+from components.deploy.settings import DeploySettings
+from components.evaluate.settings import EvaluateSettings
+from components.infer.settings import InferSettings
+from components.preprocess.settings import PreprocessSettings
+from components.reward.settings import RewardSettings
+from components.rl.settings import RLSettings
+from components.settings import Group, StepSettings
+from components.sft.settings import SFTSettings
+from components.upload.settings import UploadSettings
+from components.validate.settings import ValidateSettings
+
+# A step is called validate, and so is a method that pydantic no longer wants anybody to use.
+warnings.filterwarnings("ignore", message='Field name "validate" in')
+
+TASKS = (
+    "demo",
+    "preprocess",
+    "base",
+    "validate",
+    "sft",
+    "reward",
+    "cost",
+    "rl",
+    "evaluate",
+    "upload",
+    "deploy",
+    "infer",
+)
+
+
+class TaskResources(Group):
+    """What one task asks of the cluster; a local run asks nothing."""
+
+    gpus: int = Field(0, ge=0)
+    """GPUs of the task; 0 lets it run on any node."""
+    gpu_type: str = "nvidia.com/gpu"
+    """The resource name under which the cluster offers them."""
+    cpu: str = Field("2", coerce_numbers_to_str=True, pattern=r"^[0-9]+(\.[0-9]+)?m?$")
+    """CPU cores as Kubernetes writes them: 4, 0.5 or 500m."""
+    memory: str = Field(
+        "8Gi", coerce_numbers_to_str=True, pattern=r"^[0-9]+(\.[0-9]+)?(E|P|T|G|M|K|Ei|Pi|Ti|Gi|Mi|Ki)?$"
+    )
+    """Memory as Kubernetes writes it: 64Gi."""
+    retries: int = Field(2, ge=0)
+    """Further attempts when the task fails, a minute apart at first and then twice as long each time."""
+
+
+LIGHT = TaskResources()
+MODEL = TaskResources(gpus=1, cpu="8", memory="64Gi")
+
+
+class Resources(Group):
+    """What each task asks of the cluster: a GPU where a model runs."""
+
+    demo: TaskResources = LIGHT
+    """Writes a few files."""
+    preprocess: TaskResources = TaskResources(cpu="4", memory="32Gi")
+    """Holds the data in memory."""
+    base: TaskResources = TaskResources(cpu="4", memory="32Gi")
+    """Fetches a model."""
+    validate: TaskResources = LIGHT  # type: ignore[assignment]  # a step's name, not pydantic's method
+    """Reads every row once."""
+    sft: TaskResources = MODEL
+    """Trains one model."""
+    reward: TaskResources = MODEL
+    """Trains one model."""
+    cost: TaskResources = MODEL
+    """Trains one model."""
+    rl: TaskResources = TaskResources(gpus=1, cpu="16", memory="128Gi")
+    """Holds the policy, its reference, the scorers and the critics."""
+    evaluate: TaskResources = MODEL
+    """Samples from two policies."""
+    upload: TaskResources = LIGHT
+    """Copies a folder."""
+    deploy: TaskResources = LIGHT
+    """Writes a pointer or a manifest."""
+    infer: TaskResources = MODEL
+    """Samples from the promoted policy."""
+
+
+class Images(Group):
+    """The container images of the tasks; a local run uses none."""
+
+    pipeline: str = Field("plumbline/pipeline:0.1.0", min_length=1)
+    """For tasks that handle files: demo, preprocess, validate, upload, deploy."""
+    train: str = Field("plumbline/train:0.1.0", min_length=1)
+    """For tasks that run a model: base, sft, reward, cost, rl, evaluate, infer."""
+
+
+class Settings(Group):
+    """One run of the pipeline."""
+
+    name: str = Field("plumbline", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
+    """Name of the pipeline and of the MLflow experiment: lower case, digits and dashes."""
+    seed: int | None = Field(None, ge=0, lt=2**31)
+    """The seed of every step that states none itself."""
+    demo: DemoSettings | None = None
+    """The demo world, as the source of the data; absent with data of your own."""
+    preprocess: PreprocessSettings = PreprocessSettings()
+    """From sources of any accepted format to one clean, split data folder."""
+    base: BaseSettings = BaseSettings()
+    """The model that training starts from."""
+    validate: ValidateSettings = ValidateSettings()  # type: ignore[assignment]  # a step's name, not pydantic's method
+    """What data and base model have to satisfy."""
+    sft: SFTSettings = SFTSettings()
+    """Supervised fine-tuning."""
+    reward: RewardSettings = RewardSettings()
+    """The reward model."""
+    cost: RewardSettings = RewardSettings(kind="cost", dimension="harmless")
+    """The cost model; trained where the algorithm needs one."""
+    rl: RLSettings = RLSettings()
+    """Reinforcement learning."""
+    evaluate: EvaluateSettings = EvaluateSettings()
+    """The comparison with the SFT model, and the thresholds of the gate."""
+    upload: UploadSettings = UploadSettings()
+    """Where a model that passed is published."""
+    deploy: DeploySettings = DeploySettings()
+    """Where it is served."""
+    infer: InferSettings = InferSettings()
+    """The prompts answered with the deployed model."""
+    resources: Resources = Resources()
+    """What each task asks of the cluster."""
+    images: Images = Images()
+    """The container images of the tasks."""
+
+    @model_validator(mode="after")
+    def _kinds(self) -> Self:
+        for task, kind in (("reward", self.reward.kind), ("cost", self.cost.kind)):
+            if kind != task:
+                raise ValueError(f"{task}.kind is {kind!r}; the {task} task trains a {task} model: leave kind out.")
+        return self
+
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of the pipeline these settings describe, in order."""
+        absent = {"demo"} if self.demo is None else set()
+        if not self.rl.needs_cost:
+            absent.add("cost")
+        return tuple(task for task in TASKS if task not in absent)
+
+    def step(self, task: str) -> StepSettings:
+        """The settings of a task's step."""
+        settings = getattr(self, task)
+        assert isinstance(settings, StepSettings)
+        return settings

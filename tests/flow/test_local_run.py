@@ -1,0 +1,222 @@
+"""`plumbline run`'s engine on small pipelines of trivial components, run by kfp.local as real ones are."""
+
+import io
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp import dsl
+from kfp.dsl import Input, Metrics, Model, Output
+
+from components.component import component
+from pipeline import local
+from pipeline.local import Plan
+from pipeline.screen import Screen
+
+
+@component
+def grow(settings: dict, model: Output[Model], metrics: Output[Metrics], fingerprint: str = "") -> None:
+    import json
+    from pathlib import Path
+
+    print("progress grow 1/2 loss=0.5", flush=True)
+    Path(model.path).mkdir(parents=True)
+    (Path(model.path) / "weights").write_text(str(settings["size"]))
+    Path(metrics.path).write_text(json.dumps({"grow/size": settings["size"]}))
+
+
+@component
+def judge(model: Input[Model], minimum: float, metrics: Output[Metrics]) -> bool:
+    import json
+    from pathlib import Path
+
+    passed = float((Path(model.path) / "weights").read_text()) >= minimum
+    Path(metrics.path).write_text(json.dumps({"gate/passed": float(passed)}))
+    return passed
+
+
+@component
+def publish(model: Input[Model], release: Output[Model], metrics: Output[Metrics]) -> None:
+    import json
+    from pathlib import Path
+
+    Path(release.path).mkdir(parents=True)
+    (Path(release.path) / "release.json").write_text(json.dumps({"digest": "abc", "uri": "gs://there"}))
+    Path(metrics.path).write_text("{}")
+
+
+@component
+def stumble(model: Input[Model], task: str) -> None:
+    raise RuntimeError("the loss is not a number")
+
+
+@component
+def mistake(model: Input[Model], task: str, raw: Output[Model], metrics: Output[Metrics]) -> None:
+    from components.launch import launch
+
+    launch("demo", {"num_pairs": "many"}, metrics, task, raw=raw)
+
+
+@component
+def wait(model: Input[Model], task: str) -> None:
+    import time
+    from pathlib import Path
+
+    (Path(model.path) / "waiting").write_text("")
+    time.sleep(60)
+
+
+def gated(size: float = 2.0, minimum: float = 1.0, fingerprint: str = "") -> Plan:
+    @dsl.pipeline(name="gated")
+    def pipeline() -> None:
+        model = grow(settings={"size": size}, fingerprint=fingerprint).outputs["model"]
+        judged = judge(model=model, minimum=minimum).set_display_name("evaluate")
+        with dsl.If(judged.outputs["Output"] == True):  # noqa: E712
+            publish(model=model).set_display_name("upload")
+
+    return Plan(pipeline, "gated", ("grow", "evaluate", "upload"), {"size": size})
+
+
+def ending_in(last: Any) -> Plan:
+    """The last component twice: kfp would go on with the second when the first fails, a run must not."""
+
+    @dsl.pipeline(name="ending")
+    def pipeline() -> None:
+        model = grow(settings={"size": 1}).outputs["model"]
+        for task in ("first", "second"):
+            last(model=model, task=task).set_display_name(task)
+
+    return Plan(pipeline, "ending", ("grow", "first", "second"), {})
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a plan: its exit code, its summary, what was printed to stdout and to stderr."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(local, "Ledger", _NoLedger)
+
+    def go(plan: Plan) -> tuple[int, dict[str, Any], str, str]:
+        stream = io.StringIO()
+        code = local.run(plan, tmp_path / "runs", Screen(stream))
+        summary = json.loads((tmp_path / "runs" / "latest" / "summary.json").read_text())
+        return code, summary, stream.getvalue(), capsys.readouterr().err
+
+    return go
+
+
+class _NoLedger:
+    """Tracking is tested by itself; opening a database takes seconds."""
+
+    address = ""
+    run = None
+
+    def __init__(self, *_: Any) -> None: ...
+    def open(self, *_: Any) -> None: ...
+    def cached(self, *_: Any) -> None: ...
+    def close(self, *_: Any) -> None: ...
+    def place(self) -> None: ...
+    def environment(self) -> dict[str, str]:
+        return {}
+
+
+def statuses(summary: dict[str, Any]) -> dict[str, str]:
+    return {step["name"]: step["status"] for step in summary["steps"]}
+
+
+def test_a_run_that_succeeds_leaves_summary_log_links_and_no_trace_in_kfp(run: Any, tmp_path: Path) -> None:
+    code, summary, printed, _ = run(gated())
+    folder = tmp_path / "runs" / summary["run_id"]
+    assert code == 0
+    assert summary["status"] == "succeeded"
+    assert statuses(summary) == {"grow": "succeeded", "evaluate": "succeeded", "upload": "succeeded"}
+    assert summary["steps"][0]["metrics"] == {"grow/size": 2.0}
+    assert (summary["model_dir"], summary["model_digest"], summary["served_digest"]) == ("gs://there", "abc", None)
+    assert (folder / "grow" / "model" / "weights").read_text() == "2.0"
+    assert "progress grow 1/2" in (folder / "log.txt").read_text()
+    assert printed.count("grow       started") == 1
+    assert "progress grow" not in printed
+    assert (tmp_path / "runs" / "latest").resolve() == folder
+    from kfp.local import config
+
+    assert config.LocalExecutionConfig.instance is None
+
+
+def test_a_second_run_is_all_cached_even_when_the_first_run_was_deleted(run: Any, tmp_path: Path) -> None:
+    import shutil
+
+    _, first, *_ = run(gated())
+    shutil.rmtree(tmp_path / "runs" / first["run_id"])
+    code, summary, printed, _ = run(gated())
+    assert code == 0
+    assert set(statuses(summary).values()) == {"cached"}
+    assert summary["steps"][0]["metrics"] == {"grow/size": 2.0}
+    assert summary["model_digest"] == "abc"
+    assert "started" not in printed
+
+
+def test_other_settings_code_or_inputs_run_again_with_what_follows_and_nothing_else(run: Any) -> None:
+    run(gated())
+    assert statuses(run(gated(minimum=1.5))[1]) == {
+        "grow": "cached", "evaluate": "succeeded", "upload": "cached",
+    }  # fmt: skip
+    assert set(statuses(run(gated(fingerprint="new"))[1]).values()) == {"succeeded"}
+
+
+def test_a_rejected_candidate_is_a_successful_run_that_ships_nothing(run: Any) -> None:
+    code, summary, *_ = run(gated(minimum=5.0))
+    assert code == 0
+    assert summary["status"] == "rejected"
+    assert statuses(summary)["upload"] == "skipped"
+    assert summary["promoted"] is False
+
+
+def test_a_failing_step_ends_the_run_with_its_own_error_last(run: Any) -> None:
+    code, summary, _, complaint = run(ending_in(stumble))
+    assert code == 1
+    assert summary["status"] == "failed"
+    assert sorted(statuses(summary).values()) == ["failed", "skipped", "succeeded"]
+    failed = next(name for name, status in statuses(summary).items() if status == "failed")
+    assert complaint.splitlines()[-1] == f"error: step {failed} failed: its process ended with code 1"
+    assert "RuntimeError: the loss is not a number" in complaint
+    assert statuses(run(ending_in(stumble))[1])["grow"] == "cached"
+
+
+def test_a_mistake_of_a_person_is_one_message_and_exit_code_2(run: Any, tmp_path: Path) -> None:
+    code, summary, _, complaint = run(ending_in(mistake))
+    assert code == 2
+    assert summary["status"] == "failed"
+    failed = next(name for name, status in statuses(summary).items() if status == "failed")
+    assert complaint == f"error: {failed}.num_pairs is 'many'; accepted: a valid integer.\n"
+    record = json.loads((tmp_path / "runs" / "latest" / "steps" / f"{failed}.json").read_text())
+    assert (record["status"], record["kind"]) == ("failed", "input")
+
+
+def test_an_interrupt_ends_the_step_and_still_writes_the_summary(run: Any, tmp_path: Path) -> None:
+    def interrupt() -> None:
+        while not list(tmp_path.glob("runs/.artifacts/*/grow/model/waiting")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    started = time.monotonic()
+    code, summary, _, complaint = run(ending_in(wait))
+    assert time.monotonic() - started < 30
+    assert code == 130
+    assert summary["status"] == "failed"
+    assert sorted(statuses(summary).values()) == ["failed", "skipped", "succeeded"]
+    failed = next(name for name, status in statuses(summary).items() if status == "failed")
+    assert complaint.count("\n") == 1
+    assert f"continues from step {failed}" in complaint
+
+
+def test_two_runs_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    from pipeline.runs import RunFolder
+
+    folders = {RunFolder.create(tmp_path).path for _ in range(20)}
+    assert len(folders) == 20
+    assert (tmp_path / "latest").resolve() in folders
