@@ -1,0 +1,47 @@
+"""Settings of the evaluate step."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from components.settings import Generation, Group, StepSettings
+
+
+class Bound(Group):
+    """What one metric has to satisfy."""
+
+    min: float | None = None
+    """The value must not be below; absent: no lower bound."""
+    max: float | None = None
+    """The value must not be above; absent: no upper bound."""
+    at: Literal["mean", "low", "high"] = "mean"
+    """What is compared: the mean, or an end of its 95 % interval (low with min: we are sure enough)."""
+
+    @model_validator(mode="after")
+    def _some_bound(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("has neither min nor max; give at least one of them, or leave the metric out.")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"has min {self.min} above max {self.max}, which nothing satisfies.")
+        return self
+
+
+class EvaluateSettings(StepSettings):
+    """The policy against its baseline on held-out prompts, and what it must reach to be published."""
+
+    num_prompts: int = Field(512, ge=1)
+    """Held-out prompts to answer, drawn by the seed where there are more; 512 put a share within ±0.045."""
+    generation: Generation = Generation()
+    """How both models respond; the same random draws go to both."""
+    judge: str = ""
+    """`module:function` that knows what is true of a response; empty: the reward and cost models stand in."""
+    thresholds: dict[str, Bound] = Field({"eval/win_rate": Bound(min=0.5)})
+    """What lets a policy pass, by metric, or by metric and category (`gold/helpful/fact`); all must hold."""
+    tie_margin: float = Field(0.0, ge=0)
+    """Rewards this close are a tie, which counts half in the win rate; in standard deviations of rewards."""
+    batch_tokens: int = Field(8192, ge=16)
+    """Tokens in a batch, padding included, when likelihoods are computed (as in training)."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """What the policies are held in; bf16 halves the memory of large models on a GPU."""
+    num_samples_shown: int = Field(20, ge=0)
+    """Pairs of responses on the report's page; all of them are in samples.jsonl."""
