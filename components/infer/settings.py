@@ -1,0 +1,16 @@
+"""Settings of the infer step."""
+
+from pydantic import Field
+
+from components.settings import Generation, StepSettings
+
+
+class InferSettings(StepSettings):
+    """The prompts answered with the deployed model."""
+
+    prompts: str = ""
+    """A .jsonl, .json or .txt file (a prompt per line), local or gs://; empty takes the data's test prompts."""
+    limit: int = Field(32, ge=1)
+    """How many of the data's test prompts are answered; a file of your own is answered whole."""
+    generation: Generation = Generation()
+    """How responses are sampled, and how many at once."""
