@@ -96,7 +96,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def folder_digest(folder: Path) -> str:
-    """The digest a folder's manifest states, or the digest of its content where it has no manifest."""
+    """The digest a folder's manifest states, or the digest of its content where it has no manifest or is a file."""
+    if folder.is_file():
+        return file_sha256(folder)
     if (folder / MANIFEST).exists():
         return str(read_manifest(folder)["digest"])
     return content_digest(folder)[1]

@@ -61,6 +61,8 @@ def run_step(
 
     Raises InputError for settings that do not fit the step, and whatever the step raises.
     """
+    # Threads that wait for work must not spin: on shared cores that slows training several times over.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parsed = parse(settings_class(step), settings, prefix=(task,))
     run = step_function(step)
     with tracking.track(task, parsed.model_dump(mode="json"), metrics_file.parent) as tracker:

@@ -58,23 +58,23 @@ def tagged(models: Iterable[type[BaseModel]], tag: Any) -> type[BaseModel] | Non
 
 
 def _is_dict(annotation: Any) -> bool:
-    """Whether a field holds settings under names that a person chooses, which its default does not complete."""
+    """Whether a field holds settings under names that a person chooses: null takes one out, defaults add none."""
     return get_origin(annotation) in (dict, Mapping)
 
 
-def _completed(
-    model: type[BaseModel], values: Mapping[str, Any], default: BaseModel | None
-) -> dict[str, Any]:
+def _completed(model: type[BaseModel], values: Mapping[str, Any], default: BaseModel | None) -> dict[str, Any]:
     """The values, with what they leave out taken from `default` and, below, from the fields' own defaults."""
     result = dict(values)
     for name, field in model.model_fields.items():
-        fallback = (
-            getattr(default, name) if default is not None else field.get_default(call_default_factory=True)
-        )
+        fallback = getattr(default, name) if default is not None else field.get_default(call_default_factory=True)
         if name not in result:
             if default is not None:
                 result[name] = fallback
-        elif isinstance(given := result[name], Mapping) and not _is_dict(field.annotation):
+        elif not isinstance(given := result[name], Mapping):
+            continue
+        elif _is_dict(field.annotation):
+            result[name] = {key: value for key, value in given.items() if value is not None}
+        else:
             member = _member(members(field.annotation), given, fallback)
             if member is not None:
                 result[name] = _completed(member, given, fallback if type(fallback) is member else None)
@@ -170,9 +170,7 @@ def _accepted(details: ErrorDetails) -> str:
 
 
 def _names(models: list[type[BaseModel]]) -> str:
-    return ", ".join(
-        str(n) for m in models if TAG in m.model_fields for n in get_args(m.model_fields[TAG].annotation)
-    )
+    return ", ".join(str(n) for m in models if TAG in m.model_fields for n in get_args(m.model_fields[TAG].annotation))
 
 
 def _first_key(models: list[type[BaseModel]]) -> str:

@@ -112,5 +112,8 @@ def _bucket(address: str) -> tuple[Any, str]:
 
 
 def _belongs(name: str, prefix: str) -> bool:
-    """Whether an object is the one asked for or lies in the folder asked for (not a name-alike beside it)."""
-    return name == prefix or name.startswith(prefix + "/")
+    """Whether an object is the one asked for or lies in the folder asked for.
+
+    Neither a name-alike beside it, nor the empty object ending in a slash by which consoles mark a folder.
+    """
+    return name == prefix or (name.startswith(prefix + "/") and not name.endswith("/"))

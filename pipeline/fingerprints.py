@@ -5,8 +5,9 @@ imports with `ast`, without importing anything.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from components.artifacts import file_sha256, json_digest
@@ -27,23 +28,39 @@ def fingerprints(settings: Settings) -> dict[str, str]:
     libraries = {name: version(name) for name in LIBRARIES}
     digests = {}
     for task in settings.tasks():
-        code = {str(path.relative_to(ROOT)): file_sha256(path) for path in code_files(STEP_OF_TASK.get(task, task))}
+        named = _judge(settings) if task == "evaluate" else []
+        files = code_files(STEP_OF_TASK.get(task, task), also=named)
+        code = {_name(path): file_sha256(path) for path in files}
         sources = dict(_sources(settings, task))
         digests[task] = json_digest({"code": code, "libraries": libraries, "sources": sources})
     return digests
 
 
-def code_files(step: str, root: Path = ROOT) -> list[Path]:
-    """The files of a step's folder, and those of `components/` that they reach over imports, sorted."""
+def code_files(step: str, root: Path = ROOT, also: Sequence[Path] = ()) -> list[Path]:
+    """The files of a step's folder and `also`, and those of `components/` that they reach over imports, sorted."""
     folder = root / "components" / step
     reached: set[Path] = set()
-    waiting = [path for path in folder.rglob("*.py") if path.name != "component.py"]
+    waiting = [*also, *(path for path in folder.rglob("*.py") if path.name != "component.py")]
     while waiting:
         path = waiting.pop()
         if path not in reached:
             reached.add(path)
             waiting.extend(_imported(path, root))
     return sorted(reached)
+
+
+def _judge(settings: Settings) -> list[Path]:
+    """The file of the judge that evaluate is told of; a name that leads nowhere is for the step to explain."""
+    module = settings.evaluate.judge.partition(":")[0]
+    try:
+        spec = find_spec(module) if module else None
+    except (ImportError, ValueError):
+        return []
+    return [Path(spec.origin)] if spec and spec.origin and spec.origin.endswith(".py") else []
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
 def _imported(path: Path, root: Path) -> Iterator[Path]:

@@ -21,6 +21,7 @@ TELLING: dict[str, tuple[str, ...]] = {
     "reward": ("eval/accuracy", "eval/accuracy_low", "eval/accuracy_high"),
     "cost": ("eval/accuracy", "eval/accuracy_low", "eval/accuracy_high"),
     "rl": ("rollout/score", "rollout/cost", "rollout/kl_k3"),
+    "evaluate": ("eval/win_rate", "gold/harmful", "gold/helpful", "eval/reward_gain", "eval/cost_gain"),
     "infer": ("infer/num_responses", "infer/reward", "infer/cost"),
 }
 """The metrics worth a place on the line of a task; a task without its own shows its first ones."""

@@ -1,0 +1,61 @@
+"""The settings tree survives what Kubeflow does to it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.launch import STEPS, settings_class
+from components.parsing import parse
+from pipeline.overrides import CONFIGS, resolve
+from pipeline.settings import TASKS, Resources, Settings
+
+CONFIG_NAMES = ("default", "demo", "hh", "ppo", "ppo_lag")
+
+
+def as_struct(value: Any) -> Any:
+    """What a protobuf Struct makes of a value: every number a double."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return float(value)
+    if isinstance(value, list):
+        return [as_struct(item) for item in value]
+    if isinstance(value, dict):
+        return {key: as_struct(item) for key, item in value.items()}
+    return value
+
+
+def test_every_configuration_of_ours_is_here() -> None:
+    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted(CONFIG_NAMES)
+
+
+@pytest.mark.parametrize("name", CONFIG_NAMES)
+def test_a_steps_settings_come_back_from_kubeflow_as_they_went(name: str) -> None:
+    settings = resolve([Path(name)])
+    for task in settings.tasks():
+        step = "reward" if task == "cost" else task
+        sent = json.loads(json.dumps(as_struct(settings.step(task).model_dump(mode="json", exclude_none=True))))
+        assert parse(settings_class(step), sent) == settings.step(task), task
+
+
+def test_there_is_a_settings_class_for_every_step_and_a_field_for_every_task() -> None:
+    assert {settings_class(step).__name__.lower() for step in STEPS} == {f"{step}settings" for step in STEPS}
+    assert set(TASKS) == {*STEPS, "cost"}
+    assert set(TASKS) == set(Resources.model_fields)
+    assert set(TASKS) < set(Settings.model_fields)
+
+
+def test_the_cost_task_exists_only_for_an_algorithm_that_needs_it() -> None:
+    assert "cost" in resolve([Path("ppo_lag")]).tasks()
+    assert "cost" not in resolve([Path("ppo")]).tasks()
+
+
+def test_settings_printed_by_config_make_the_same_settings_again(tmp_path: Path) -> None:
+    from pipeline.documents import write_document
+
+    settings = resolve([Path("demo")], ["seed=3"])
+    path = tmp_path / "resolved.yaml"
+    path.write_text(write_document(settings.model_dump(mode="json", exclude_none=True)))
+    assert resolve([path]) == settings

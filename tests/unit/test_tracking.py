@@ -1,0 +1,110 @@
+"""Numbers reach metrics.jsonl always, MLflow where there is one, and never stop a step."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components import tracking
+from components.tracking import MlflowRun, flattened, track
+
+
+@pytest.fixture(autouse=True)
+def _without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "PLUMBLINE_PARENT_RUN", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_without_an_address_numbers_go_to_the_file(tmp_path: Path) -> None:
+    with track("sft", {}, tmp_path) as tracker:
+        tracking.log_metrics({"loss/train": 1.5}, 1)
+        tracking.log_metrics({"loss/train": 0.5}, 2)
+        tracking.log_artifacts(tmp_path)
+        assert tracker.run_id is None
+    assert [(row["update"], row["loss/train"]) for row in rows(tmp_path)] == [(1, 1.5), (2, 0.5)]
+
+
+def test_outside_a_step_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tracking.log_metrics({"loss/train": 1.0}, 1)
+    tracking.log_artifacts(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_first_process_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with track("sft", {}, tmp_path):
+        tracking.log_metrics({"loss/train": 1.0}, 1)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_step_that_runs_again_starts_its_file_anew(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        with track("sft", {}, tmp_path):
+            tracking.log_metrics({"loss/train": value}, 1)
+    assert [row["loss/train"] for row in rows(tmp_path)] == [2.0]
+
+
+def test_settings_are_params_under_dotted_keys() -> None:
+    assert dict(flattened({"a": {"b": 1, "c": {"d": [2]}}, "e": {}})) == {"a.b": 1, "a.c.d": [2], "e": {}}
+
+
+def test_a_server_that_fails_costs_one_warning_and_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(MlflowRun):
+        def log_metrics(self, rows: Any) -> None:
+            raise ConnectionError("no route to host")
+
+        log_params = end = log_metrics
+
+    monkeypatch.setattr(tracking, "_step_run", lambda name: Broken(None, "r", "e"))
+    with caplog.at_level(logging.WARNING), track("sft", {"lr": 1}, tmp_path) as tracker:
+        tracking.log_metrics({"loss/train": 1.0}, 1)
+        tracker.flush()
+    assert len(caplog.records) == 1
+    assert "no route to host" in caplog.text
+    assert len(rows(tmp_path)) == 1
+
+
+def test_a_step_gets_a_run_below_the_pipelines_with_params_numbers_and_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "report.html").write_text("<p>")
+    parent = MlflowRun.create("demo", "run-1", tmp_path / "artifacts")
+    monkeypatch.setenv("PLUMBLINE_PARENT_RUN", parent.run_id)
+    with track("sft", {"training": {"epochs": 3}}, tmp_path / "task") as tracker:
+        tracking.log_metrics({"loss/train": 2.0}, 7)
+        tracking.log_artifacts(report)
+        tracker.finish({"loss/train": 1.0, "eval/loss": 3.0})
+    client = parent.client
+    run = client.get_run(tracker.run_id)
+    assert run.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert (run.info.run_name, run.info.status) == ("sft", "FINISHED")
+    assert run.data.params == {"training.epochs": "3"}
+    assert run.data.metrics == {"loss/train": 1.0, "eval/loss": 3.0}
+    history = client.get_metric_history(tracker.run_id, "loss/train")
+    assert sorted((point.step, point.value) for point in history) == [(7, 1.0), (7, 2.0)]
+    assert [file.path for file in client.list_artifacts(tracker.run_id, "report")] == ["report/report.html"]
+
+    # a step that was killed cannot close its run: the pipeline's does
+    orphan = parent.nested("rl")
+    parent.end("FAILED")
+    assert client.get_run(orphan.run_id).info.status == "KILLED"
+    assert client.get_run(parent.run_id).info.status == "FAILED"
+
+    # Kubeflow's plugin names a run that it opened and will close
+    theirs = MlflowRun.create("demo", "task")
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs.run_id)
+    with track("sft", {}, tmp_path / "task") as tracker:
+        assert tracker.run_id == theirs.run_id
+    assert client.get_run(theirs.run_id).info.status == "RUNNING"
