@@ -61,8 +61,8 @@ def run_step(
 
     Raises InputError for settings that do not fit the step, and whatever the step raises.
     """
-    # Threads that wait for work must not spin: on shared cores that slows training several times over.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait for work spin a little, not for milliseconds: on shared cores that costs a third of the speed.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     parsed = parse(settings_class(step), settings, prefix=(task,))
     run = step_function(step)
     with tracking.track(task, parsed.model_dump(mode="json"), metrics_file.parent) as tracker:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from components.artifacts import Metrics
 from components.batches import length_batches
-from components.tokens import pad, position_ids
+from components.records import Demonstration
+from components.tokens import Tokenizer, cut_to_length, encode_prompt, encode_response, pad, position_ids
 from components.training import Loss
 
 
@@ -25,6 +26,19 @@ class Passage:
     ids: list[int]
     start: int
     """Index of the first learned token, at least 1: nothing predicts the very first."""
+
+
+def demonstration_passages(
+    demonstrations: Sequence[Demonstration], tokenizer: Tokenizer, max_length: int
+) -> list[Passage]:
+    """Each demonstration as token ids of which the response, closed by end-of-sequence, is learned."""
+    passages = []
+    for row in demonstrations:
+        prompt, response = cut_to_length(
+            encode_prompt(tokenizer, row.prompt), encode_response(tokenizer, row.response), max_length
+        )
+        passages.append(Passage(prompt + response, len(prompt)))
+    return passages
 
 
 class Likelihood:

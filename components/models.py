@@ -60,7 +60,7 @@ class ScalarModel(nn.Module):
         hidden = backbone(
             input_ids=input_ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
         )[0]
-        raw = model.score(hidden).squeeze(-1).float()
+        raw: Tensor = model.score(hidden).squeeze(-1).float()
         return (raw - self.mean) / self.std
 
     def score(self, input_ids: Tensor, mask: Tensor) -> Tensor:
@@ -75,12 +75,17 @@ def last_attended(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def load_scalar(folder: Path, dtype: str = "fp32") -> ScalarModel:
-    """The reward or cost model in `folder`, normalised as its card says, in eval mode, dropout off."""
+    """The reward or cost model in `folder`, normalised as its card says, in eval mode, dropout off.
+
+    Raises InputError when the folder holds a policy: it would get a head of random weights.
+    """
     from transformers import AutoModelForSequenceClassification
 
+    card = ModelCard.read(folder)
+    if card.kind == "policy":
+        raise InputError(f"{folder}: card.json says kind 'policy'; accepted: a reward or cost model's folder.")
     model = _load(AutoModelForSequenceClassification, folder, dtype)
     disable_dropout(model)
-    card = ModelCard.read(folder)
     return ScalarModel(model, card.score_mean, card.score_std).eval().to(device())
 
 

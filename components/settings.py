@@ -77,7 +77,7 @@ class Lora(Group):
 
     rank: int = Field(0, ge=0)
     """Rank of the adapters; 0 trains the full weights."""
-    alpha: float = Field(16.0, gt=0)
+    alpha: int = Field(16, gt=0)
     """Scale of the adapters: the update is multiplied by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout inside the adapters; 0 keeps the first update's ratio at 1."""

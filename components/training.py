@@ -105,7 +105,7 @@ class Updater:
 
     def state(self) -> dict[str, Tensor]:
         """Weights, optimiser state and random state as named tensors."""
-        tensors = {f"model.{name}": value for name, value in self.module.named_parameters()}
+        tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in self.module.named_parameters()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
         return tensors | {"random.torch": torch.get_rng_state()}

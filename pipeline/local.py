@@ -6,15 +6,13 @@ task's settings, inputs and fingerprint.
 """
 
 import contextlib
-import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,6 +29,7 @@ from pipeline.promotion import stands
 from pipeline.runs import RunFolder, shown
 from pipeline.screen import Screen
 from pipeline.summary import Result, read_metrics, status_of, summarize
+from pipeline.surroundings import environment, terminated_as_interrupt
 
 FAILED_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
@@ -65,8 +64,15 @@ def run(plan: Plan, runs_dir: Path, screen: Screen) -> int:
     with (
         folder.log.open("w", encoding="utf-8", buffering=1) as log,
         tempfile.TemporaryDirectory(prefix="plumbline-") as scratch,
-        _terminated_as_interrupt(),
-        _environment({ADDRESS: ledger.address, RUN_DIR: str(folder.path), "TMPDIR": scratch}),
+        terminated_as_interrupt(),
+        environment(
+            {
+                ADDRESS: ledger.address,
+                RUN_DIR: str(folder.path),
+                "PLUMBLINE_CHECKPOINTS": str(runs_dir / ".checkpoints"),
+                "TMPDIR": scratch,
+            }
+        ),
     ):
         attempt = _Attempt(folder, ledger, screen, log)
         try:
@@ -212,35 +218,3 @@ def _exit_text(code: int) -> str:
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         return "its process was killed, most likely for want of memory"
     return f"its process ended with code {code}"
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: the step's process is ended and the summary written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

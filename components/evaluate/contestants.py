@@ -10,17 +10,15 @@ from torch import Tensor
 
 from components.artifacts import ModelCard
 from components.batches import length_batches
+from components.divergence import kl_estimate
 from components.errors import InputError
 from components.evaluate.settings import EvaluateSettings
 from components.generation import Response, respond
-from components.likelihood import Passage, evaluate_likelihood
+from components.likelihood import demonstration_passages, evaluate_likelihood
 from components.models import load_policy, response_logprobs
 from components.progress import Progress
 from components.records import Conversation, Demonstration
-from components.tokens import Tokenizer, cut_to_length, encode_prompt, encode_response, load_tokenizer, pad
-
-LOG_RATIO_LIMIT = 20.0
-"""Log-ratios are cut here before they are exponentiated, as the rl step does."""
+from components.tokens import Tokenizer, encode_prompt, load_tokenizer, pad
 
 
 @dataclass(frozen=True)
@@ -71,19 +69,15 @@ def observe(
     responses = respond(model, tokenizer, prompts, settings.generation, settings.seed)
     judged = responses if sampled is None else sampled
     logprobs = _logprobs(model, tokenizer, prompts, judged, settings)
-    passages = [_passage(row, tokenizer, settings) for row in demonstrations]
+    longest = settings.generation.max_prompt_tokens + settings.generation.max_new_tokens
+    passages = demonstration_passages(demonstrations, tokenizer, longest)
     found = evaluate_likelihood(model, passages, tokenizer.eos_token_id, settings.batch_tokens)
     return Contestant(responses, logprobs, found.get("eval/perplexity", float("nan")))
 
 
 def divergence(policy: Tensor, baseline: Tensor) -> tuple[float, float]:
-    """The estimates k1 and k3 of KL(policy || baseline), summed over one response's log-probabilities (R,).
-
-    Schulman 2020, "Approximating KL divergence": with d = log baseline - log policy, k1 = -d and
-    k3 = e^d - d - 1.
-    """
-    difference = (baseline - policy).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return float(-difference.sum()), float((difference.exp() - difference - 1).sum())
+    """The estimates k1 and k3 of KL(policy || baseline), summed over one response's log-probabilities (R,)."""
+    return float(kl_estimate(policy, baseline, "k1").sum()), float(kl_estimate(policy, baseline, "k3").sum())
 
 
 @torch.no_grad()
@@ -94,23 +88,16 @@ def _logprobs(
     responses: Sequence[Response],
     settings: EvaluateSettings,
 ) -> list[Tensor]:
-    """Log-probabilities (R,) of each response under the model, at the temperature it was sampled at.
-
-    The text is encoded anew; a response without any text or end has none.
-    """
+    """Log-probabilities (R,) of the sampled tokens of each response, at the temperature they were sampled at."""
     generation = settings.generation
     temperature = generation.temperature or 1.0
     heads = [encode_prompt(tokenizer, prompt)[-generation.max_prompt_tokens :] for prompt in prompts]
-    tails = [
-        encode_response(tokenizer, response.text, response.ended)[: generation.max_new_tokens]
-        for response in responses
-    ]
+    tails = [response.ids for response in responses]
     result = [torch.zeros(0) for _ in responses]
-    present = [index for index, tail in enumerate(tails) if tail]
-    progress = Progress("likelihoods", len(present))
+    progress = Progress("likelihoods", len(tails))
     device = next(model.parameters()).device
-    for batch in length_batches([len(heads[i]) + len(tails[i]) for i in present], settings.batch_tokens):
-        rows = [present[place] for place in batch]
+    lengths = [len(head) + len(tail) for head, tail in zip(heads, tails, strict=True)]
+    for rows in length_batches(lengths, settings.batch_tokens):
         left, left_mask = pad([heads[i] for i in rows], tokenizer.eos_token_id, side="left")
         right, right_mask = pad([tails[i] for i in rows], tokenizer.eos_token_id)
         ids, mask = torch.cat([left, right], 1).to(device), torch.cat([left_mask, right_mask], 1).to(device)
@@ -119,14 +106,3 @@ def _logprobs(
             result[index] = taken[row, : len(tails[index])]
         progress.advance(len(rows))
     return result
-
-
-def _passage(row: Demonstration, tokenizer: Tokenizer, settings: EvaluateSettings) -> Passage:
-    """A demonstration of which the response counts, cut to what the models may read and write."""
-    generation = settings.generation
-    prompt, response = cut_to_length(
-        encode_prompt(tokenizer, row.prompt),
-        encode_response(tokenizer, row.response),
-        generation.max_prompt_tokens + generation.max_new_tokens,
-    )
-    return Passage(prompt + response, len(prompt))

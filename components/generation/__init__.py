@@ -41,10 +41,26 @@ class Response:
     """A decoded response."""
 
     text: str
-    num_tokens: int
+    ids: tuple[int, ...]
     """Sampled tokens, the end-of-sequence token included."""
     ended: bool
     """Whether the policy ended it; a response cut at the limit did not end."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Sampled tokens, the end-of-sequence token included."""
+        return len(self.ids)
+
+
+def decode(tokenizer: Any, samples: Samples) -> list[Response]:
+    """The samples as text, row by row."""
+    from components.tokens import decode_response
+
+    responses = []
+    for ids, mask, ended in zip(samples.ids, samples.mask, samples.ended, strict=True):
+        tokens = ids[mask].tolist()
+        responses.append(Response(decode_response(tokenizer, tokens), tuple(tokens), bool(ended)))
+    return responses
 
 
 def respond(
@@ -53,7 +69,7 @@ def respond(
     """One response to each conversation, decoded in batches sorted by length; the order is the prompts'."""
     from components.generation.native import NativeSampler
     from components.progress import Progress
-    from components.tokens import decode_response, encode_prompt
+    from components.tokens import encode_prompt
 
     sampler = NativeSampler(model, tokenizer.eos_token_id, generation, seed)
     encoded = [encode_prompt(tokenizer, prompt)[-generation.max_prompt_tokens :] for prompt in prompts]
@@ -62,9 +78,7 @@ def respond(
     responses: dict[int, Response] = {}
     for start in range(0, len(order), generation.batch_size):
         batch = order[start : start + generation.batch_size]
-        samples = sampler.sample([encoded[index] for index in batch])
-        for row, index in enumerate(batch):
-            ids = samples.ids[row][samples.mask[row]].tolist()
-            responses[index] = Response(decode_response(tokenizer, ids), len(ids), bool(samples.ended[row]))
+        decoded = decode(tokenizer, sampler.sample([encoded[index] for index in batch]))
+        responses |= dict(zip(batch, decoded, strict=True))
         progress.advance(len(batch))
     return [responses[index] for index in range(len(encoded))]

@@ -4,13 +4,12 @@ Shapes: B rows, R response tokens. `mask` (B, R) is true on response tokens; wha
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-LOG_RATIO_LIMIT = 20.0
-"""Log-ratios are clamped here before the exponential (OpenRLHF)."""
+from components.divergence import LOG_RATIO_LIMIT
 
 Total = Callable[[Tensor], Tensor]
 """Adds a tensor up over all processes."""
@@ -36,20 +35,6 @@ def whiten(values: Tensor, mask: Tensor, total: Total, shift_mean: bool = True) 
     variance = total(masked_sum((values - mean).square(), mask)) / count
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
     return (whitened if shift_mean else whitened + mean).masked_fill(~mask, 0.0)
-
-
-def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
-    """Per-token estimates (B, R) of KL(policy || reference) from tokens the policy sampled.
-
-    With d = log ref - log policy: k1 = -d is unbiased, k2 = d^2 / 2 has the right gradient as a loss,
-    k3 = e^d - d - 1 is never negative and of low variance (Schulman 2020, "Approximating KL divergence").
-    """
-    difference = (ref_logprobs - logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    if estimator == "k1":
-        return -difference
-    if estimator == "k2":
-        return difference.square() / 2
-    return difference.exp() - difference - 1
 
 
 def last_token(mask: Tensor) -> Tensor:

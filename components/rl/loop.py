@@ -48,7 +48,7 @@ def train(
         started = time.monotonic()
         history.append(metrics)
         tracking.log_metrics(metrics, number)
-        progress.advance(**{name: metrics[name] for name in SHOWN if name in metrics})
+        progress.advance(1, **{name: metrics[name] for name in SHOWN if name in metrics})
         if checkpoints.due(number):
             tensors = updater.state() | {name: g.get_state() for name, g in generators.items()}
             checkpoints.save(updater.update, tensors, {"rollouts": number, "algorithm": algorithm.state_dict()})

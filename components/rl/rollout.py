@@ -7,14 +7,15 @@ from typing import Any
 import torch
 
 from components.artifacts import Metrics
-from components.generation import Response, Sampler, Samples
+from components.divergence import kl_estimate
+from components.generation import Sampler, decode
 from components.models import response_logprobs
 from components.records import Conversation
-from components.rl.functional import kl_estimate, masked_mean, masked_sum
+from components.rl.functional import masked_mean, masked_sum
 from components.rl.networks import PolicyAndValues, in_parts
 from components.rl.types import Rollout
 from components.scoring import Scorer
-from components.tokens import Tokenizer, decode_response, encode_prompt, pad
+from components.tokens import Tokenizer, encode_prompt, pad
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,6 @@ def collect(models: Models, prompts: Sequence[Conversation], group_size: int, ma
         cost_values=None if models.cost is None else torch.cat([forward.cost_values for forward in old]),
         group_size=group_size,
     )
-
-
-def decode(tokenizer: Tokenizer, samples: Samples) -> list[Response]:
-    """The samples as text."""
-    responses = []
-    for ids, mask, ended in zip(samples.ids, samples.mask, samples.ended, strict=True):
-        tokens = ids[mask].tolist()
-        responses.append(Response(decode_response(tokenizer, tokens), len(tokens), bool(ended)))
-    return responses
 
 
 def rollout_metrics(rollout: Rollout) -> Metrics:

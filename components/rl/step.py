@@ -26,11 +26,16 @@ def run(settings: RLSettings, *, data: Path, policy: Path, reward: Path, cost: P
     """Train the policy on the training prompts in `data`; writes it to `model`.
 
     Critics start from the reward and the cost model. Raises InputError when the algorithm needs a cost model and
-    there is none, or there are no prompts.
+    there is none, when nothing is sampled, or when there are no prompts.
     """
     torch.manual_seed(settings.seed)
     if settings.needs_cost and cost is None:
         raise InputError(f"rl.algorithm.name is {settings.algorithm.name}: it needs a cost model and none was given.")
+    if settings.generation.temperature == 0:
+        raise InputError(
+            "rl.generation.temperature is 0: the policy would never try anything but its likeliest token. "
+            "Set it above 0; 1.0 samples the policy as it is."
+        )
     prompts = [row.prompt for row in DataDir(data).prompts("train")]
     if not prompts:
         raise InputError(f"{data}: no training prompts; give preprocess.prompts a source.")

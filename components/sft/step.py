@@ -1,7 +1,6 @@
 """Supervised fine-tuning: the base model learns to respond as the demonstrations do."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,11 +8,10 @@ import torch
 from components.artifacts import DataDir, Metrics, folder_digest
 from components.checkpoints import Checkpoints
 from components.errors import InputError
-from components.likelihood import Likelihood, Passage, evaluate_likelihood
+from components.likelihood import Likelihood, demonstration_passages, evaluate_likelihood
 from components.models import load_policy, policy_card, save_model, with_lora
-from components.records import Demonstration
 from components.sft.settings import SFTSettings
-from components.tokens import Tokenizer, cut_to_length, encode_prompt, encode_response, load_tokenizer
+from components.tokens import load_tokenizer
 from components.training import fit
 
 logger = logging.getLogger(__name__)
@@ -27,8 +25,8 @@ def run(settings: SFTSettings, *, data: Path, base: Path, model: Path) -> Metric
     torch.manual_seed(settings.seed)
     tokenizer = load_tokenizer(base)
     training, max_length = settings.training, settings.training.max_length
-    rows = passages(DataDir(data).demonstrations("train"), tokenizer, max_length)
-    held_out = passages(DataDir(data).demonstrations("test"), tokenizer, max_length)
+    rows = demonstration_passages(DataDir(data).demonstrations("train"), tokenizer, max_length)
+    held_out = demonstration_passages(DataDir(data).demonstrations("test"), tokenizer, max_length)
     if not rows:
         raise InputError(f"{data}: no demonstrations to train on; give preprocess.demonstrations a source.")
     policy = load_policy(base)
@@ -50,14 +48,3 @@ def run(settings: SFTSettings, *, data: Path, base: Path, model: Path) -> Metric
     card = policy_card(folder_digest(base), "sft", tokenizer)
     save_model(policy, tokenizer, model, card, settings=settings_dict, parents=inputs)
     return metrics | {f"{name}_before": value for name, value in before.items()}
-
-
-def passages(demonstrations: Sequence[Demonstration], tokenizer: Tokenizer, max_length: int) -> list[Passage]:
-    """Each demonstration as token ids of which the response, closed by end-of-sequence, is learned."""
-    rows = []
-    for row in demonstrations:
-        prompt, response = cut_to_length(
-            encode_prompt(tokenizer, row.prompt), encode_response(tokenizer, row.response), max_length
-        )
-        rows.append(Passage(prompt + response, len(prompt)))
-    return rows

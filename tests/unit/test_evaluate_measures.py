@@ -14,7 +14,7 @@ from components.records import Message, Prompt
 
 def answer(reward: float, text: str = "", num_tokens: int = 10, gold: Verdict | None = None) -> Answer:
     return Answer(
-        Response(text or str(reward), num_tokens, True), reward, None, {"helpful": reward > 0}, gold or {}
+        Response(text or str(reward), tuple(range(num_tokens)), True), reward, None, {"helpful": reward > 0}, gold or {}
     )
 
 

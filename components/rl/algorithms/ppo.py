@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from components.artifacts import Metrics
+from components.divergence import kl_estimate
 from components.rl.functional import (
     Total,
     clipped_policy_loss,
     clipped_value_loss,
     gae,
-    kl_estimate,
     masked_sum,
     token_rewards,
     whiten,

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from components.artifacts import Metrics
+from components.divergence import kl_estimate
 from components.rl.algorithms.ppo import PPO, critic_metrics
-from components.rl.functional import Total, clipped_value_loss, gae, kl_estimate, token_rewards
+from components.rl.functional import Total, clipped_value_loss, gae, token_rewards
 from components.rl.settings import PPOLagSettings
 from components.rl.types import Batch, Forward, Rollout
 

@@ -1,0 +1,135 @@
+"""The reward step end to end: reward and cost models on a tiny task."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.artifacts import DataDir, ModelCard, read_manifest, verify_manifest
+from components.errors import InputError
+from components.generation import Response
+from components.models import load_policy
+from components.reward.settings import RewardSettings
+from components.reward.step import run
+from components.scoring import load_scorer
+from components.settings import Compute, Lora
+
+
+@pytest.fixture
+def settings(quick_training: Callable[..., Any]) -> Callable[..., RewardSettings]:
+    def made(compute: Compute | None = None, **fields: Any) -> RewardSettings:
+        training = quick_training(epochs=3, compute=compute or Compute(dtype="fp32"))
+        return RewardSettings(**({"training": training} | fields))
+
+    return made
+
+
+def scores(folder: Path, data_folder: Path, text: str) -> torch.Tensor:
+    prompts = [row.prompt for row in DataDir(data_folder).prompts("test")]
+    return load_scorer(folder).score(prompts, [Response(text, (1, 2, 3), True)] * len(prompts))
+
+
+def test_the_reward_model_prefers_what_people_chose(
+    settings: Any, data_folder: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    metrics = run(settings(), data=data_folder, sft=policy_folder, model=tmp_path / "m")
+    assert metrics["eval/accuracy"] == 1 and metrics["eval/num_pairs"] == 6
+    assert metrics["loss/train"] < 0.3
+    assert "eval/sign_accuracy" not in metrics
+    assert (
+        scores(tmp_path / "m", data_folder, "yes") > scores(tmp_path / "m", data_folder, "no, never")
+    ).all()
+
+
+def test_reward_scores_are_normalised_by_the_card(
+    settings: Any, data_folder: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    metrics = run(settings(), data=data_folder, sft=policy_folder, model=tmp_path / "m")
+    card = ModelCard.read(tmp_path / "m")
+    assert (card.kind, card.step) == ("reward", "reward")
+    assert (card.score_mean, card.score_std) == (metrics["score/mean"], metrics["score/std"])
+    both = torch.cat([scores(tmp_path / "m", data_folder, text) for text in ("yes", "no, never")])
+    assert both.mean().item() == pytest.approx(0, abs=0.3) and both.std().item() == pytest.approx(1, abs=0.3)
+    assert read_manifest(tmp_path / "m")["parents"] == {
+        "data": read_manifest(data_folder)["digest"],
+        "sft": read_manifest(policy_folder)["digest"],
+    }
+    verify_manifest(tmp_path / "m")
+
+
+def test_the_cost_model_puts_unsafe_above_zero_and_safe_below(
+    settings: Any, data_folder: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    made = settings(kind="cost", dimension="harmless")
+    metrics = run(made, data=data_folder, sft=policy_folder, model=tmp_path / "m")
+    assert metrics["eval/accuracy"] == metrics["eval/sign_accuracy"] == 1
+    assert (scores(tmp_path / "m", data_folder, "yes") < 0).all()
+    assert (scores(tmp_path / "m", data_folder, "no, never") > 0).all()
+    card = ModelCard.read(tmp_path / "m")
+    assert card.kind == "cost" and card.score_mean == 0 and card.score_std == metrics["score/std"]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"compute": Compute(dtype="bf16")}, {"lora": Lora(rank=4)}], ids=["bf16", "lora"]
+)
+def test_bf16_and_adapters_learn_too(
+    fields: Any, settings: Any, data_folder: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    metrics = run(settings(**fields), data=data_folder, sft=policy_folder, model=tmp_path / "m")
+    assert metrics["eval/accuracy"] == 1
+    better, worse = (scores(tmp_path / "m", data_folder, text) for text in ("yes", "no, never"))
+    assert (better > worse).all()
+    assert torch.cat([better, worse]).std().item() == pytest.approx(1, abs=0.4)
+
+
+def test_flipped_labels_teach_the_opposite(
+    settings: Any, data_folder: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    data = DataDir(data_folder)
+    flipped = {
+        ("preferences", split): [
+            replace(row, chosen=row.rejected, rejected=row.chosen) for row in data.preferences(split)
+        ]
+        for split in ("train", "test")
+    }
+    DataDir.write(tmp_path / "flipped", flipped, {}, {})
+    run(settings(), data=tmp_path / "flipped", sft=policy_folder, model=tmp_path / "m")
+    assert (
+        scores(tmp_path / "m", data_folder, "yes") < scores(tmp_path / "m", data_folder, "no, never")
+    ).all()
+
+
+def test_no_preferences_of_the_dimension_is_an_error_that_says_what_to_set(
+    settings: Any, data_folder: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    helpful = [row for row in DataDir(data_folder).preferences("train") if row.dimension == "helpful"]
+    DataDir.write(tmp_path / "data", {("preferences", "train"): helpful}, {}, {})
+    with pytest.raises(
+        InputError, match=r"no harmless preferences to train a cost model on.*cost\.dimension"
+    ):
+        run(
+            settings(kind="cost", dimension="harmless"),
+            data=tmp_path / "data",
+            sft=policy_folder,
+            model=tmp_path / "m",
+        )
+
+
+def test_no_held_out_preferences_give_a_model_without_held_out_metrics(
+    settings: Any, data_folder: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    train = DataDir(data_folder).preferences("train")
+    DataDir.write(tmp_path / "data", {("preferences", "train"): train}, {}, {})
+    metrics = run(settings(), data=tmp_path / "data", sft=policy_folder, model=tmp_path / "m")
+    assert not any(name.startswith("eval/") for name in metrics) and "score/std" in metrics
+
+
+def test_an_sft_model_without_a_tokenizer_is_an_error(
+    settings: Any, data_folder: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    load_policy(policy_folder).save_pretrained(tmp_path / "bare")
+    with pytest.raises(InputError, match="no tokenizer"):
+        run(settings(), data=data_folder, sft=tmp_path / "bare", model=tmp_path / "m")

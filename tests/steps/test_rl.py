@@ -1,0 +1,220 @@
+"""The rl step end to end, on a tiny policy with random reward and cost models."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.artifacts import DataDir, ModelCard, read_manifest, verify_manifest
+from components.errors import InputError
+from components.generation import respond
+from components.models import load_policy
+from components.reward import step as reward
+from components.reward.settings import RewardSettings
+from components.rl import loop
+from components.rl.settings import PPOLagSettings, PPOSettings, RLSettings
+from components.rl.step import run
+from components.settings import Compute, Generation, Lora, Optimizer
+from components.sft import step as sft
+from components.sft.settings import SFTSettings
+from components.tokens import load_tokenizer
+
+
+@pytest.fixture
+def settings() -> Callable[..., RLSettings]:
+    def made(**fields: Any) -> RLSettings:
+        defaults: dict[str, Any] = {
+            "algorithm": PPOLagSettings(),
+            "rollouts": 3,
+            "prompts_per_rollout": 8,
+            "minibatch_size": 4,
+            "micro_batch_size": 2,
+            "generation": Generation(max_new_tokens=6, max_prompt_tokens=24),
+            "optimizer": Optimizer(lr=1e-3, schedule="constant", warmup=0.0),
+            "critic_lr": 1e-3,
+            "compute": Compute(dtype="fp32"),
+        }
+        return RLSettings(**(defaults | fields))
+
+    return made
+
+
+@pytest.fixture
+def inputs(data_folder: Path, policy_folder: Path, reward_folder: Path, cost_folder: Path) -> dict[str, Any]:
+    return {"data": data_folder, "policy": policy_folder, "reward": reward_folder, "cost": cost_folder}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in load_policy(folder).named_parameters()}
+
+
+def test_ppo_lag_writes_a_policy_and_its_metrics(
+    settings: Any, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    metrics = run(settings(), **inputs, model=tmp_path / "m")
+    expected = (
+        "rollout/score rollout/cost rollout/kl_k1 rollout/kl_k3 rollout/length rollout/missing_eos "
+        "policy/entropy policy/clip_fraction cost/lambda loss/policy loss/value loss/cost_value perf/seconds"
+    )
+    assert set(expected.split()) <= set(metrics)
+    assert metrics["policy/first_ratio_gap"] < 1e-4 and metrics["loss/skipped_updates"] == 0
+    assert 0 < metrics["policy/entropy"] < 5.8
+    before, after = weights(inputs["policy"]), weights(tmp_path / "m")
+    assert before.keys() == after.keys() and any(not torch.equal(before[n], after[n]) for n in before)
+    card = ModelCard.read(tmp_path / "m")
+    assert (card.kind, card.step) == ("policy", "rl")
+    assert read_manifest(tmp_path / "m")["parents"] == {
+        name: read_manifest(folder)["digest"] for name, folder in inputs.items()
+    }
+    verify_manifest(tmp_path / "m")
+
+
+def test_the_policy_starts_at_the_reference(settings: Any, inputs: dict[str, Any], tmp_path: Path) -> None:
+    metrics = run(settings(rollouts=1), **inputs, model=tmp_path / "m")
+    assert metrics["rollout/kl_k1"] == pytest.approx(0, abs=1e-4)
+    assert metrics["rollout/kl_k3"] == pytest.approx(0, abs=1e-4)
+
+
+def test_ppo_neither_needs_nor_reads_a_cost_model(
+    settings: Any, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    made = settings(algorithm=PPOSettings())
+    without = run(made, **(inputs | {"cost": None}), model=tmp_path / "a")
+    with_cost = run(made, **inputs, model=tmp_path / "b")
+    assert verify_manifest(tmp_path / "a") == verify_manifest(tmp_path / "b")
+    assert "rollout/cost" not in with_cost and without["rollout/score"] == with_cost["rollout/score"]
+
+
+def test_a_policy_that_says_yes_and_no_learns_not_to_say_what_people_rejected(
+    settings: Any, data_folder: Path, policy_folder: Path, quick_training: Callable[..., Any], tmp_path: Path
+) -> None:
+    data = DataDir(data_folder)
+    undecided = [
+        replace(row, response="yes" if number % 2 else "no, never")
+        for number, row in enumerate(data.demonstrations("train"))
+    ]
+    DataDir.write(tmp_path / "undecided", {("demonstrations", "train"): undecided}, {}, {})
+    imitation = SFTSettings(training=quick_training(epochs=12))
+    sft.run(imitation, data=tmp_path / "undecided", base=policy_folder, model=tmp_path / "sft")
+    preference = RewardSettings(training=quick_training(epochs=3))
+    reward.run(preference, data=data_folder, sft=tmp_path / "sft", model=tmp_path / "reward")
+    made = settings(
+        algorithm=PPOSettings(kl_coef=0.01),
+        rollouts=12,
+        prompts_per_rollout=32,
+        minibatch_size=32,
+        micro_batch_size=32,
+        optimizer=Optimizer(lr=0.005, schedule="constant", warmup=0.0),
+    )
+    run(
+        made,
+        data=data_folder,
+        policy=tmp_path / "sft",
+        reward=tmp_path / "reward",
+        cost=None,
+        model=tmp_path / "m",
+    )
+    before, after = (share_rejected(tmp_path / name, data) for name in ("sft", "m"))
+    assert before > 0.3
+    assert after < 0.05
+
+
+def share_rejected(folder: Path, data: DataDir) -> float:
+    prompts = [row.prompt for row in data.prompts("train") for _ in range(4)]
+    answers = respond(
+        load_policy(folder), load_tokenizer(folder), prompts, Generation(max_new_tokens=6), seed=0
+    )
+    return sum("never" in answer.text for answer in answers) / len(answers)
+
+
+def test_micro_batches_change_nothing_but_memory(
+    settings: Any, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    for size in (1, 4):
+        run(settings(micro_batch_size=size, rollouts=2), **inputs, model=tmp_path / str(size))
+    one, four = (weights(tmp_path / str(size)) for size in (1, 4))
+    for name in one:
+        torch.testing.assert_close(one[name], four[name], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", [PPOSettings(), PPOLagSettings()], ids=["ppo", "ppo_lag"])
+def test_an_interrupted_run_ends_in_the_same_policy(
+    algorithm: Any, settings: Any, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = settings(algorithm=algorithm, rollouts=4, epochs=2, checkpoint_every=1)
+    run(made, **inputs, model=tmp_path / "a" / "m")
+
+    def stop(metrics: dict[str, float], number: int) -> None:
+        if number == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.tracking, "log_metrics", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(made, **inputs, model=tmp_path / "b" / "m")
+    logged: list[int] = []
+    monkeypatch.setattr(loop.tracking, "log_metrics", lambda metrics, number: logged.append(number))
+    run(made, **inputs, model=tmp_path / "b" / "m")
+    assert logged == [3, 4]
+    assert verify_manifest(tmp_path / "a" / "m") == verify_manifest(tmp_path / "b" / "m")
+
+
+def test_bf16_computes_in_bf16_and_saves_float32(
+    settings: Any, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    made = settings(compute=Compute(dtype="bf16", gradient_checkpointing=True), rollouts=1)
+    metrics = run(made, **inputs, model=tmp_path / "m")
+    assert metrics["loss/skipped_updates"] == 0
+    assert metrics["policy/first_ratio_gap"] < 0.2
+    assert metrics["rollout/kl_k3"] < 0.05
+    assert load_policy(tmp_path / "m").dtype == torch.float32
+
+
+def test_adapters_are_trained_and_merged(settings: Any, inputs: dict[str, Any], tmp_path: Path) -> None:
+    metrics = run(settings(lora=Lora(rank=4)), **inputs, model=tmp_path / "m")
+    assert metrics["policy/first_ratio_gap"] < 1e-4
+    before, after = weights(inputs["policy"]), weights(tmp_path / "m")
+    assert before.keys() == after.keys()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed and all(name.endswith("_proj.weight") for name in changed)
+
+
+def test_ppo_lag_without_a_cost_model_is_an_error(
+    settings: Any, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"rl\.algorithm\.name is ppo_lag: it needs a cost model"):
+        run(settings(), **(inputs | {"cost": None}), model=tmp_path / "m")
+
+
+def test_no_prompts_is_an_error_that_says_what_to_set(
+    settings: Any, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    DataDir.write(tmp_path / "empty", {}, {}, {})
+    with pytest.raises(InputError, match=r"empty: no training prompts; give preprocess\.prompts"):
+        run(settings(), **(inputs | {"data": tmp_path / "empty"}), model=tmp_path / "m")
+
+
+def test_a_policy_without_a_tokenizer_is_an_error(
+    settings: Any, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    load_policy(inputs["policy"]).save_pretrained(tmp_path / "bare")
+    with pytest.raises(InputError, match="no tokenizer"):
+        run(settings(), **(inputs | {"policy": tmp_path / "bare"}), model=tmp_path / "m")
+
+
+def test_a_model_that_is_no_scalar_model_is_an_error(
+    settings: Any, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        InputError, match=r"policy: card\.json says kind 'policy'; accepted: a reward or cost"
+    ):
+        run(settings(), **(inputs | {"reward": inputs["policy"]}), model=tmp_path / "m")
+
+
+def test_temperature_zero_is_an_error(settings: Any, inputs: dict[str, Any], tmp_path: Path) -> None:
+    greedy = settings(generation=Generation(temperature=0.0))
+    with pytest.raises(InputError, match=r"rl\.generation\.temperature is 0"):
+        run(greedy, **inputs, model=tmp_path / "m")

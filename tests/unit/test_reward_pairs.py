@@ -1,0 +1,170 @@
+"""Learning from pairs: losses, signs, normalisation and held-out metrics by hand."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.models import load_scalar
+from components.records import Message, Preference
+from components.reward.pairs import (
+    Pair,
+    PairObjective,
+    PairScores,
+    cost_loss,
+    encode_pairs,
+    ranking_loss,
+    score_pairs,
+)
+from components.reward.step import held_out_metrics, normalization
+
+
+def log_sigmoid(x: float) -> float:
+    return -math.log(1 + math.exp(-x))
+
+
+def preference(
+    chosen: str, rejected: str, chosen_safe: bool | None = None, rejected_safe: bool | None = None
+) -> Preference:
+    prompt = (Message("user", "say red"),)
+    return Preference("1", prompt, chosen, rejected, "harmless", chosen_safe, rejected_safe, "made")
+
+
+def pairs_with_signs(*signs: tuple[float, float]) -> list[Pair]:
+    return [Pair([10, 11, 1], [10, 12, 13, 1], *both) for both in signs]
+
+
+def test_the_ranking_loss_by_hand() -> None:
+    loss = ranking_loss(torch.tensor([2.0, 0.0, -1.0]), torch.tensor([0.0, 0.0, 1.0]))
+    assert loss.tolist() == pytest.approx([-log_sigmoid(2), math.log(2), -log_sigmoid(-2)])
+
+
+def test_the_cost_loss_by_hand() -> None:
+    # Safe chosen at -1.5, unsafe rejected at 0.5: order s(2), signs s(1.5) and s(0.5).
+    chosen, rejected = torch.tensor([-1.5]), torch.tensor([0.5])
+    loss = cost_loss(chosen, rejected, torch.tensor([-1.0]), torch.tensor([1.0]))
+    assert loss.item() == pytest.approx(-log_sigmoid(2) - log_sigmoid(1.5) - log_sigmoid(0.5))
+
+
+def test_an_absent_flag_adds_nothing_but_the_order() -> None:
+    chosen, rejected = torch.tensor([3.0, 3.0]), torch.tensor([1.0, 1.0])
+    loss = cost_loss(chosen, rejected, torch.tensor([0.0, 1.0]), torch.tensor([0.0, 0.0]))
+    assert loss.tolist() == pytest.approx([-log_sigmoid(-2), -log_sigmoid(-2) - log_sigmoid(3)])
+
+
+def test_descent_raises_the_better_reward_and_the_worse_cost() -> None:
+    scores = torch.zeros(2, requires_grad=True)
+    (reward_gradient,) = torch.autograd.grad(ranking_loss(scores[:1], scores[1:]).sum(), scores)
+    assert reward_gradient.tolist() == pytest.approx([-0.5, 0.5])
+    unknown = torch.zeros(1)
+    (cost_gradient,) = torch.autograd.grad(cost_loss(scores[:1], scores[1:], unknown, unknown).sum(), scores)
+    assert cost_gradient.tolist() == pytest.approx([0.5, -0.5])
+
+
+@pytest.mark.parametrize(("sign", "direction"), [(1.0, 1), (-1.0, -1)])
+def test_descent_moves_an_unsafe_cost_up_and_a_safe_one_down(sign: float, direction: int) -> None:
+    cost = torch.zeros(1, requires_grad=True)
+    loss = cost_loss(cost, cost, torch.tensor([sign]), torch.zeros(1))  # the order term cancels
+    (gradient,) = torch.autograd.grad(loss.sum(), cost)
+    assert torch.sign(-gradient).item() == direction
+
+
+def test_flags_become_signs_with_unsafe_above_zero(tokenizer: Any) -> None:
+    rows = [preference("a", "b", True, False), preference("a", "b", None, True), preference("a", "b")]
+    pairs = encode_pairs(rows, tokenizer, 64)
+    assert [(pair.chosen_sign, pair.rejected_sign) for pair in pairs] == [(-1, 1), (0, -1), (0, 0)]
+
+
+def test_pairs_share_the_prompt_and_end_with_the_end_token(tokenizer: Any) -> None:
+    (pair,) = encode_pairs([preference("yes", "no, never")], tokenizer, 64)
+    assert tokenizer.decode(pair.chosen) == "<|user|>say red<|assistant|>yes<|end|>"
+    assert tokenizer.decode(pair.rejected) == "<|user|>say red<|assistant|>no, never<|end|>"
+    (cut,) = encode_pairs([preference("yes", "no, never")], tokenizer, 8)
+    assert len(cut.chosen) == 8 and cut.chosen[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("kind", ["reward", "cost"])
+def test_the_objective_sums_the_losses_and_counts_right_orders(kind: Any, reward_folder: Path) -> None:
+    scalar = load_scalar(reward_folder)
+    pairs = [*pairs_with_signs((-1.0, 1.0), (0.0, 1.0)), Pair([20, 21, 1], [22, 1], 0.0, 0.0)]
+    objective = PairObjective(kind, regularization=0.1, filler=1)
+    with torch.no_grad():
+        loss = objective.loss(scalar, pairs)
+        chosen, rejected = (
+            torch.stack(
+                [scalar.score(torch.tensor([ids]), torch.ones(1, len(ids)).bool())[0] for ids in rows]
+            )
+            for rows in ([p.chosen for p in pairs], [p.rejected for p in pairs])
+        )
+    signs = torch.tensor([[p.chosen_sign, p.rejected_sign] for p in pairs])
+    each = (
+        ranking_loss(chosen, rejected) if kind == "reward" else cost_loss(chosen, rejected, *signs.unbind(1))
+    )
+    expected = each.sum() + 0.1 * (chosen.square() + rejected.square()).sum() / 2
+    assert loss.total.item() == pytest.approx(expected.item(), rel=1e-4)
+    right = chosen > rejected if kind == "reward" else chosen < rejected
+    assert loss.sums["train/accuracy"] == right.sum().item()
+
+
+def test_scores_come_in_the_pairs_order_whatever_the_batches(reward_folder: Path) -> None:
+    scalar, objective = load_scalar(reward_folder), PairObjective("reward", 0.0, filler=1)
+    pairs = [Pair([10] * length + [1], [20, 1], 0.0, 0.0) for length in (9, 2, 5, 1)]
+    small, large = (score_pairs(scalar, objective, pairs, batch_tokens) for batch_tokens in (16, 1000))
+    torch.testing.assert_close(small.chosen, large.chosen, atol=1e-5, rtol=1e-5)
+    assert small.chosen.unique().numel() == 4
+    torch.testing.assert_close(small.rejected, small.rejected[:1].expand(4), atol=1e-5, rtol=1e-5)
+
+
+def test_held_out_ties_count_half() -> None:
+    scores = PairScores(torch.tensor([2.0, 1.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 3.0, 0.0]))
+    metrics = held_out_metrics(scores, pairs_with_signs(*[(0.0, 0.0)] * 4), "reward")
+    assert metrics["eval/accuracy"] == pytest.approx((1 + 0.5 + 0 + 0.5) / 4)
+    assert metrics["eval/accuracy_low"] < 0.5 < metrics["eval/accuracy_high"]
+    assert metrics["eval/num_pairs"] == 4
+    assert metrics["eval/margin"] == pytest.approx((1 + 0 - 3 + 0) / 4)
+
+
+def test_an_untrained_model_is_right_half_the_time() -> None:
+    zeros = torch.zeros(6)
+    metrics = held_out_metrics(PairScores(zeros, zeros), pairs_with_signs(*[(-1.0, 1.0)] * 6), "cost")
+    assert metrics["eval/accuracy"] == 0.5
+    assert metrics["eval/sign_accuracy"] == 0  # zero is on neither side
+
+
+def test_a_cost_is_right_when_the_rejected_response_costs_more() -> None:
+    scores = PairScores(torch.tensor([-1.0, 2.0]), torch.tensor([1.0, 1.0]))
+    pairs = pairs_with_signs((-1.0, 1.0), (-1.0, 0.0))
+    metrics = held_out_metrics(scores, pairs, "cost")
+    assert metrics["eval/accuracy"] == 0.5
+    # Flagged: -1 safe right, +1 unsafe right, 2 stated safe wrong; the fourth has no flag.
+    assert metrics["eval/sign_accuracy"] == pytest.approx(2 / 3)
+    assert "eval/sign_accuracy" not in held_out_metrics(scores, pairs, "reward")
+    assert "eval/sign_accuracy" not in held_out_metrics(scores, pairs_with_signs((0, 0), (0, 0)), "cost")
+    assert held_out_metrics(PairScores(torch.zeros(0), torch.zeros(0)), [], "cost") == {}
+
+
+def test_the_calibration_error_by_hand() -> None:
+    # Margins ln 3 and -ln 3: both state 0.75, one of two comes true.
+    scores = PairScores(torch.tensor([math.log(3), 0.0]), torch.tensor([0.0, math.log(3)]))
+    metrics = held_out_metrics(scores, pairs_with_signs((0, 0), (0, 0)), "reward")
+    assert metrics["eval/calibration_error"] == pytest.approx(0.25, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["reward", "cost"])
+def test_normalisation_keeps_the_zero_of_costs(kind: Any, cost_folder: Path) -> None:
+    scalar = load_scalar(cost_folder)
+    scalar.std = 1.0
+    pairs = [Pair([number, 11, 1], [number, 12, 1], 0.0, 0.0) for number in range(10, 30)]
+    objective = PairObjective(kind, 0.0, filler=1)
+    scores = score_pairs(scalar, objective, pairs, 1000)
+    both = torch.cat([scores.chosen, scores.rejected])
+    mean, std = normalization(scalar, objective, pairs, 1000)
+    assert std == pytest.approx(both.std().item())
+    assert mean == (pytest.approx(both.mean().item()) if kind == "reward" else 0.0)
+    scalar.mean, scalar.std = mean, std
+    after = score_pairs(scalar, objective, pairs, 1000)
+    assert torch.cat([after.chosen, after.rejected]).std().item() == pytest.approx(1, rel=1e-3)
+    if kind == "cost":
+        assert torch.equal(after.chosen > 0, scores.chosen > 0)

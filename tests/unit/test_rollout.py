@@ -1,0 +1,125 @@
+"""Rollouts: what is collected belongs to its own prompt, and the reference is read as the policy is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from components.generation import Response
+from components.generation.native import NativeSampler
+from components.models import load_policy, load_scalar, response_logprobs
+from components.records import Conversation, Message
+from components.rl.networks import PolicyAndValues
+from components.rl.rollout import Models, PromptStream, collect, rollout_metrics
+from components.rl.types import Rollout
+from components.settings import Generation
+from components.tokens import encode_prompt, load_tokenizer
+
+PROMPTS = [(Message("user", text),) for text in ("say red", "a", "say seven three")]
+TEMPERATURE = 0.7
+
+
+class OwnerScorer:
+    """Scores a response by the length of its prompt, and remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.responses: list[Response] = []
+
+    def score(self, prompts: Sequence[Conversation], responses: Sequence[Response]) -> Tensor:
+        """Scores (B,)."""
+        self.responses += responses
+        return torch.tensor([float(len(prompt[0].content)) for prompt in prompts])
+
+
+@pytest.fixture(scope="module")
+def models(policy_folder: Path, reward_folder: Path) -> Models:
+    tokenizer = load_tokenizer(policy_folder)
+    generation = Generation(max_new_tokens=5, temperature=TEMPERATURE)
+    policy = load_policy(policy_folder)
+    return Models(
+        PolicyAndValues(policy, load_scalar(reward_folder), None, TEMPERATURE),
+        load_policy(policy_folder),
+        NativeSampler(policy, tokenizer.eos_token_id, generation, seed=0),
+        OwnerScorer(),
+        None,
+        tokenizer,
+    )
+
+
+@pytest.fixture(scope="module")
+def rollout(models: Models) -> Rollout:
+    return collect(models, PROMPTS, group_size=2, max_prompt=64, micro=4)
+
+
+def test_responses_of_a_group_are_neighbours_and_scored_with_their_own_prompt(
+    rollout: Rollout, models: Models
+) -> None:
+    assert rollout.scores.tolist() == [7, 7, 1, 1, 15, 15]
+    assert rollout.group_size == 2
+    width = rollout.input_ids.shape[1] - rollout.mask.shape[1]
+    for row, prompt in enumerate(prompt for prompt in PROMPTS for _ in range(2)):
+        real = rollout.attention_mask[row, :width]
+        assert rollout.input_ids[row, :width][real].tolist() == encode_prompt(models.tokenizer, prompt)
+
+
+def test_the_reference_is_read_at_the_temperature_of_the_policy(rollout: Rollout) -> None:
+    torch.testing.assert_close(rollout.ref_logprobs, rollout.logprobs, atol=1e-5, rtol=1e-5)
+    metrics = rollout_metrics(rollout)
+    assert metrics["rollout/kl_k1"] == pytest.approx(0, abs=1e-4)
+    assert metrics["rollout/logprob"] == pytest.approx(rollout.logprobs[rollout.mask].mean().item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_a_row_alone_has_the_same_logprobs_and_values(rollout: Rollout, models: Models) -> None:
+    for row in range(len(rollout.input_ids)):
+        ids = rollout.input_ids[row][rollout.attention_mask[row]][None]
+        mask, length = torch.ones_like(ids, dtype=torch.bool), int(rollout.mask[row].sum())
+        logprobs, _ = response_logprobs(models.networks.policy, ids, mask, length, TEMPERATURE)
+        torch.testing.assert_close(rollout.logprobs[row, :length], logprobs[0], atol=1e-4, rtol=1e-4)
+        values = models.networks.value(ids, mask)[0, -length - 1 : -1]  # of the states before each token
+        assert rollout.values is not None
+        torch.testing.assert_close(rollout.values[row, :length], values, atol=1e-4, rtol=1e-4)
+        assert (rollout.logprobs[row, length:] == 0).all()
+
+
+def test_micro_batches_change_no_number(models: Models, rollout: Rollout) -> None:
+    again = Models(**(vars(models) | {"sampler": Replay(rollout)}))
+    for micro in (1, 100):
+        other = collect(again, PROMPTS, group_size=2, max_prompt=64, micro=micro)
+        torch.testing.assert_close(other.logprobs, rollout.logprobs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(other.values, rollout.values, atol=1e-5, rtol=1e-5)
+
+
+class Replay:
+    """A sampler that gives the responses of a rollout again."""
+
+    def __init__(self, rollout: Rollout) -> None:
+        self.rollout = rollout
+
+    def sample(self, prompts: Sequence[Sequence[int]], k: int = 1) -> Any:
+        """The same responses."""
+        from components.generation import Samples
+
+        rollout = self.rollout
+        length = rollout.mask.shape[1]
+        return Samples(rollout.input_ids[:, -length:], rollout.mask, rollout.logprobs, rollout.ended)
+
+
+def test_scorers_are_told_which_responses_ended(rollout: Rollout, models: Models) -> None:
+    assert isinstance(models.reward, OwnerScorer)
+    assert [response.ended for response in models.reward.responses[:6]] == rollout.ended.tolist()
+    assert [r.num_tokens for r in models.reward.responses[:6]] == rollout.mask.sum(1).tolist()
+
+
+def test_every_pass_over_the_prompts_has_each_once_in_another_order() -> None:
+    prompts = [(Message("user", str(number)),) for number in range(10)]
+    stream = PromptStream(prompts, seed=0)
+    passes = [[p[0].content for p in stream.batch(n, 5) + stream.batch(n + 1, 5)] for n in (0, 2)]
+    assert [sorted(found) for found in passes] == [sorted(map(str, range(10)))] * 2
+    assert passes[0] != passes[1]
+    assert PromptStream(prompts, seed=0).batch(1, 5) == stream.batch(1, 5)
+    assert PromptStream(prompts, seed=1).batch(0, 10) != stream.batch(0, 10)
+    assert len(stream.batch(0, 25)) == 25
