@@ -1,7 +1,8 @@
 """Checkpoints of training: tensors in safetensors, the rest in JSON, written whole or not at all.
 
-They lie in a folder keyed by the step, its settings and its inputs' digests, under PLUMBLINE_CHECKPOINTS or else
-beside the step's output, so that the same work started again finds them and other work does not.
+They lie in a folder keyed by the step, its settings, its inputs' digests and the fingerprint of its code
+(PLUMBLINE_FINGERPRINT, set by `launch`), under PLUMBLINE_CHECKPOINTS or else beside the step's output, so that the
+same work started again finds them and other work does not.
 """
 
 import logging
@@ -41,7 +42,8 @@ class Checkpoints:
     ) -> "Checkpoints":
         """The checkpoints of `step` with these settings and inputs."""
         root = os.environ.get("PLUMBLINE_CHECKPOINTS")
-        key = json_digest([step, settings, {name: folder_digest(path) for name, path in inputs.items()}])[:16]
+        parents = {name: folder_digest(path) for name, path in inputs.items()}
+        key = json_digest([step, settings, parents, os.environ.get("PLUMBLINE_FINGERPRINT", "")])[:16]
         return cls((Path(root) if root else output.parent / "checkpoints") / f"{step}-{key}", every)
 
     def due(self, update: int) -> bool:
@@ -52,7 +54,7 @@ class Checkpoints:
         """Write the checkpoint of `update` and drop all but the last two."""
         from safetensors.torch import save_file
 
-        temporary = self.folder / f".{update:08d}.part"
+        temporary = self.folder / f".{update:08d}.{os.getpid()}.part"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

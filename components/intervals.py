@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 1000
+WILSON_Z = 1.96
 
 
 class Interval(NamedTuple):
@@ -20,11 +21,16 @@ class Interval(NamedTuple):
 def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
     """The mean of `values` with a 95 % percentile-bootstrap interval (1000 resamples).
 
-    No values give a mean of NaN and n = 0: absent is not zero.
+    Outcomes that are all 0 or all 1 leave a bootstrap nothing to resample; they get Wilson's interval (1927), so
+    that ten safe responses do not look as sure as a thousand. No values give a mean of NaN and n = 0: absent is
+    not zero.
     """
     array = np.asarray(values, dtype=float)
     if len(array) == 0:
         return Interval(float("nan"), float("nan"), float("nan"), 0)
+    if array.min() == array.max() and array[0] in (0.0, 1.0):
+        reach = WILSON_Z**2 / (len(array) + WILSON_Z**2)
+        return Interval(float(array[0]), 1 - reach if array[0] else 0.0, 1.0 if array[0] else reach, len(array))
     generator = np.random.default_rng(seed)
     means = array[generator.integers(0, len(array), (RESAMPLES, len(array)))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])

@@ -26,10 +26,13 @@ STEPS = (
     "demo", "preprocess", "base", "validate", "sft", "reward", "rl", "evaluate", "upload", "deploy", "infer",
 )  # fmt: skip
 RUN_DIR = "PLUMBLINE_RUN_DIR"
+FINGERPRINT = "PLUMBLINE_FINGERPRINT"
 INPUT_EXIT_CODE = 2
 
 
-def launch(step: str, settings: Mapping[str, Any], metrics: Any, task: str, **artifacts: Any) -> Metrics:
+def launch(
+    step: str, settings: Mapping[str, Any], metrics: Any, task: str, fingerprint: str = "", **artifacts: Any
+) -> Metrics:
     """The metrics of a step run inside a Kubeflow task, on the task's artifacts (None where one is absent).
 
     A mistake a person can fix ends the process with code 2 and its message alone; anything else is raised.
@@ -37,6 +40,7 @@ def launch(step: str, settings: Mapping[str, Any], metrics: Any, task: str, **ar
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
     logging.getLogger("components").setLevel(logging.INFO)
     paths = {name: None if artifact is None else Path(artifact.path) for name, artifact in artifacts.items()}
+    os.environ[FINGERPRINT] = fingerprint  # part of what checkpoints are found by
     started = time.monotonic()
     try:
         values = run_step(step, settings, paths, metrics_file=Path(metrics.path), task=task)

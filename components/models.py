@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from components.artifacts import ModelCard, write_manifest
+from components.artifacts import LANGUAGE_MODELS, ModelCard, read_json, write_manifest
 from components.errors import InputError
 from components.settings import Lora
 from components.tokens import Tokenizer, load_tokenizer, position_ids, template_digest
@@ -31,9 +32,25 @@ def load_policy(folder: Path, dtype: str = "fp32") -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    stated = _architectures(folder)
+    if stated and not any(name.endswith(LANGUAGE_MODELS) for name in stated):
+        raise InputError(
+            f"{folder}: config.json says architectures {', '.join(stated)}: saved without a language-model head, which "
+            "would be random. Take the folder of a causal language model."
+        )
     model = _load(AutoModelForCausalLM, folder, dtype)
     disable_dropout(model)
     return model.eval().to(device())
+
+
+def end_ids(model: Any, eos_token_id: int) -> list[int]:
+    """The tokens that end a response: the tokenizer's, and those the model's generation config names.
+
+    Models whose turns end with another token than the tokenizer's own (Gemma, Phi) state it there.
+    """
+    stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    more = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    return sorted({eos_token_id, *more})
 
 
 class ScalarModel(nn.Module):
@@ -51,6 +68,7 @@ class ScalarModel(nn.Module):
                 f"{type(model).__name__} has no linear head named 'score'; plumbline reads scalar models of the "
                 "Llama, Mistral, Qwen, Gemma and GPT-2 families."
             )
+        model.score.float()
         self.model, self.mean, self.std = model, mean, std
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
@@ -60,7 +78,8 @@ class ScalarModel(nn.Module):
         hidden = backbone(
             input_ids=input_ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
         )[0]
-        raw: Tensor = model.score(hidden).squeeze(-1).float()
+        with torch.autocast(hidden.device.type, enabled=False):  # scores in float32, whatever the backbone computes in
+            raw: Tensor = model.score(hidden.float()).squeeze(-1)
         return (raw - self.mean) / self.std
 
     def score(self, input_ids: Tensor, mask: Tensor) -> Tensor:
@@ -173,16 +192,23 @@ def policy_card(base: str, step: str, tokenizer: Tokenizer) -> ModelCard:
     return ModelCard("policy", base, step, template_digest(tokenizer))
 
 
-def _load(auto_class: Any, folder: Path, dtype: str, **config: Any) -> Any:
-    """from_pretrained on a local folder: safetensors only, no remote code."""
+def _architectures(folder: Path) -> list[str]:
+    """The classes that config.json names; none where it does not say."""
     if not (folder / "config.json").exists():
         raise InputError(f"{folder}: no config.json; not a Hugging Face model folder.")
+    return list(read_json(folder / "config.json").get("architectures") or [])
+
+
+def _load(auto_class: Any, folder: Path, dtype: str, **config: Any) -> Any:
+    """from_pretrained on a local folder: safetensors only, no remote code."""
+    _architectures(folder)
     try:
         return auto_class.from_pretrained(
             str(folder), dtype=TORCH_DTYPES[dtype], use_safetensors=True, trust_remote_code=False, **config
         )
-    except OSError as error:
-        raise InputError(f"{folder}: {str(error).splitlines()[0]} Weights must be in safetensors.") from None
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{folder}: the model cannot be loaded ({reason}). Weights must be in safetensors.") from None
 
 
 def disable_dropout(model: nn.Module) -> None:

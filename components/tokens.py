@@ -40,13 +40,17 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise InputError(
             f"{folder}: no tokenizer (tokenizer.json). Copy the tokenizer of the model's base into the folder."
         )
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exception on a broken file
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{folder}: the tokenizer cannot be read ({reason}). Copy its files again.") from None
     if tokenizer.eos_token_id is None:
         raise InputError(f"{folder}: the tokenizer has no eos_token; set one in tokenizer_config.json.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
-        tokenizer.chat_template = DEFAULT_TEMPLATE
+        tokenizer.chat_template = ("{{ bos_token }}" if _starts_with_bos(tokenizer) else "") + DEFAULT_TEMPLATE
     return tokenizer
 
 
@@ -99,3 +103,9 @@ def position_ids(mask: "torch.Tensor") -> "torch.Tensor":
 def template_digest(tokenizer: Tokenizer) -> str:
     """A digest of the chat template and of the special tokens that frame it."""
     return json_digest([tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token])
+
+
+def _starts_with_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer puts a beginning-of-sequence token before plain text, as its model was trained with."""
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id

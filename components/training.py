@@ -19,6 +19,7 @@ from components import tracking
 from components.artifacts import Metrics
 from components.batches import token_batches
 from components.checkpoints import Checkpoints
+from components.errors import InputError
 from components.progress import Progress
 from components.settings import Compute, Optimizer, Training
 
@@ -62,6 +63,11 @@ class Updater:
         self.accelerator = Accelerator(
             mixed_precision="bf16" if compute.dtype == "bf16" else "no", cpu=not torch.cuda.is_available()
         )
+        if self.accelerator.num_processes > 1:
+            raise InputError(
+                f"{self.accelerator.num_processes} processes were started, and all of them would learn from the same "
+                "rows. Start the step in one process."
+            )
         self.settings, self.total_updates, self.update, self.skipped = optimizer, total_updates, 0, 0
         if compute.gradient_checkpointing:
             _checkpoint_activations(model)
@@ -110,7 +116,7 @@ class Updater:
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
         return tensors | {"random.torch": torch.get_rng_state()}
 
-    def restore(self, tensors: Mapping[str, Tensor], update: int) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], update: int, skipped: int) -> None:
         """Take back what `state` gave."""
         with torch.no_grad():
             for name, parameter in self.module.named_parameters():
@@ -122,7 +128,7 @@ class Updater:
                 saved.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": saved})
         torch.set_rng_state(tensors["random.torch"])
-        self.update = update
+        self.update, self.skipped = update, skipped
 
 
 @dataclass(frozen=True)
@@ -162,12 +168,13 @@ def fit(
 ) -> Metrics:
     """Train `model` on `rows`; returns the last evaluation and the training metrics.
 
-    Continues from the newest checkpoint where there is one. The order of the rows depends on the seed alone.
+    Continues from the newest checkpoint where there is one. The order of the rows depends on the seed alone. The
+    checkpoints stay until the caller has saved the model and clears them.
     """
     plan = list(_plan(objective, rows, settings, seed))
     updater = Updater(model, settings.optimizer, settings.compute, len(plan))
     if checkpoint := checkpoints.latest():
-        updater.restore(checkpoint.tensors, checkpoint.update)
+        updater.restore(checkpoint.tensors, checkpoint.update, checkpoint.values["skipped"])
         logger.info("%s continues from update %d of %d", label, checkpoint.update, len(plan))
     progress = Progress(label, len(plan))
     progress.done = updater.update
@@ -180,8 +187,7 @@ def fit(
         tracking.log_metrics(metrics, updater.update)
         progress.advance(loss=metrics["loss/train"])
         if checkpoints.due(updater.update):
-            checkpoints.save(updater.update, updater.state(), {})
-    checkpoints.clear()
+            checkpoints.save(updater.update, updater.state(), {"skipped": updater.skipped})
     model.eval()
     return metrics or evaluate()
 

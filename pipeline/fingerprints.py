@@ -40,6 +40,7 @@ def code_files(step: str, root: Path = ROOT, also: Sequence[Path] = ()) -> list[
     """The files of a step's folder and `also`, and those of `components/` that they reach over imports, sorted."""
     folder = root / "components" / step
     reached: set[Path] = set()
+    reached.update(folder.rglob("*.j2"))
     waiting = [*also, *(path for path in folder.rglob("*.py") if path.name != "component.py")]
     while waiting:
         path = waiting.pop()

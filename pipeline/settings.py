@@ -139,6 +139,39 @@ class Settings(Group):
                 raise ValueError(f"{task}.kind is {kind!r}; the {task} task trains a {task} model: leave kind out.")
         return self
 
+    @model_validator(mode="after")
+    def _lengths(self) -> Self:
+        """Nothing is trained longer than what validate looked at, or than a base model made here can hold."""
+        for task in ("base", "sft", "reward", "cost"):
+            length = getattr(self, task).training.max_length
+            if task != "base" and length > self.validate.max_length:
+                raise ValueError(
+                    f"{task}.training.max_length is {length}, above validate.max_length {self.validate.max_length}: "
+                    "sequences would be trained that validate never looked at. Make them equal."
+                )
+            self._fits(f"{task}.training.max_length", length)
+        for task in ("rl", "evaluate", "infer"):
+            generation = getattr(self, task).generation
+            self._fits(f"{task}.generation", generation.max_prompt_tokens + generation.max_new_tokens)
+        return self
+
+    def _fits(self, key: str, length: int) -> None:
+        positions = self.base.max_positions
+        if not self.base.model and length > positions:
+            raise ValueError(f"{key} needs {length} tokens; base.max_positions is {positions}. Change one of them.")
+
+    @model_validator(mode="after")
+    def _dimensions(self) -> Self:
+        """What a model learns from is there, so that its absence is found before anything is trained."""
+        for task in ("reward", "cost"):
+            dimension = getattr(self, task).dimension
+            if task in self.tasks() and dimension not in self.validate.dimensions:
+                raise ValueError(
+                    f"{task}.dimension is {dimension}; validate.dimensions is [{', '.join(self.validate.dimensions)}]. "
+                    f"Add {dimension} there, so that data without it is refused before anything is trained."
+                )
+        return self
+
     def tasks(self) -> tuple[str, ...]:
         """The tasks of the pipeline these settings describe, in order."""
         absent = {"demo"} if self.demo is None else set()

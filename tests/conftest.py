@@ -170,7 +170,7 @@ class Bandit:
         sampler = NativeSampler(
             networks.policy, self.tokenizer.eos_token_id, settings.generation, settings.seed
         )
-        models = Models(networks, reference, sampler, reward, cost, self.tokenizer)
+        models = Models(networks, reference, sampler, reward, cost, self.tokenizer, updater.accelerator.autocast)
         source = RolloutSource(
             models,
             PromptStream(self.prompts, 0),
@@ -209,6 +209,7 @@ class Bandit:
             num_attention_heads=2,
             intermediate_size=32,
             pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
             **fields,
         )
         return getattr(transformers, kind)(config)

@@ -18,4 +18,4 @@ def base(
     """Fetches the base model, or trains a small one from the data's own text."""
     from components.launch import launch
 
-    launch("base", settings, metrics, task, data=data, raw=raw, base=base)
+    launch("base", settings, metrics, task, fingerprint, data=data, raw=raw, base=base)

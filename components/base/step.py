@@ -84,6 +84,7 @@ def _train(settings: BaseSettings, documents: list[Document], inputs: dict[str, 
     )
     logger.info("base: %d documents, %d parameters, %d tokens", len(rows), model.num_parameters(), len(tokenizer))
     settings_dict = settings.model_dump(mode="json")
+    checkpoints = Checkpoints.of("base", settings_dict, inputs, base, training.checkpoint_every)
     metrics = fit(
         model,
         Likelihood(filler),
@@ -92,10 +93,11 @@ def _train(settings: BaseSettings, documents: list[Document], inputs: dict[str, 
         seed=settings.seed,
         label="base",
         evaluate=lambda: evaluate_likelihood(model, held_out, filler, training.batch_tokens),
-        checkpoints=Checkpoints.of("base", settings_dict, inputs, base, training.checkpoint_every),
+        checkpoints=checkpoints,
     )
     card = policy_card("", "base", tokenizer)
     save_model(model, tokenizer, base, card, settings=settings_dict, parents=inputs)
+    checkpoints.clear()
     return metrics | {"base/num_parameters": float(model.num_parameters()), "base/vocab_size": float(len(tokenizer))}
 
 

@@ -16,4 +16,4 @@ def demo(
     """Writes the demonstrations, preferences and prompts of the demo world."""
     from components.launch import launch
 
-    launch("demo", settings, metrics, task, raw=raw)
+    launch("demo", settings, metrics, task, fingerprint, raw=raw)

@@ -17,4 +17,4 @@ def deploy(
     """Points the serving folder or the cluster at the release."""
     from components.launch import launch
 
-    launch("deploy", settings, metrics, task, release=release, deployment=deployment)
+    launch("deploy", settings, metrics, task, fingerprint, release=release, deployment=deployment)

@@ -26,6 +26,7 @@ def evaluate(
         settings,
         metrics,
         task,
+        fingerprint,
         data=data,
         policy=policy,
         baseline=baseline,

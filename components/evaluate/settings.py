@@ -35,8 +35,9 @@ class EvaluateSettings(StepSettings):
     """How both models respond; the same random draws go to both."""
     judge: str = ""
     """`module:function` that knows what is true of a response; empty: the reward and cost models stand in."""
-    thresholds: dict[str, Bound] = Field({"eval/win_rate": Bound(min=0.5)})
-    """What lets a policy pass, by metric, or by metric and category (`gold/helpful/fact`); all must hold."""
+    thresholds: dict[str, Bound] = Field({"eval/win_rate": Bound(min=0.505, at="low")})
+    """What lets a policy pass, by metric, or by metric and category (`gold/helpful/fact`); all must hold.
+    A policy that answers as its baseline does wins half: the default asks for a little more, with 95 % certainty."""
     tie_margin: float = Field(0.0, ge=0)
     """Rewards this close are a tie, which counts half in the win rate; in standard deviations of rewards."""
     batch_tokens: int = Field(8192, ge=16)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from components.generation import Samples
+from components.models import end_ids
 from components.settings import Generation
 from components.tokens import pad, position_ids
 
@@ -20,6 +21,7 @@ class NativeSampler:
 
     def __init__(self, model: Any, eos_token_id: int, generation: Generation, seed: int) -> None:
         self.model, self.eos, self.generation = model, eos_token_id, generation
+        self.ends = end_ids(model, eos_token_id)
         self.generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
@@ -47,7 +49,7 @@ class NativeSampler:
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
         alive = torch.arange(len(rows), device=device)
         draws = torch.rand((length, len(rows)), generator=self.generator).to(device)
-        positions, cache = position_ids(mask), None
+        positions, cache, ends = position_ids(mask), None, torch.tensor(self.ends, device=device)
         for step in range(length):
             output = self.model(
                 input_ids=ids,
@@ -60,7 +62,7 @@ class NativeSampler:
             cache = output.past_key_values
             token, logprob = pick(output.logits[:, -1], draws[step, alive], self.generation)
             out[alive, step], logprobs[alive, step], out_mask[alive, step] = token, logprob, True
-            goes_on = token != self.eos
+            goes_on = ~torch.isin(token, ends)
             ended[alive[~goes_on]] = True
             if not goes_on.any() or step == length - 1:
                 break

@@ -22,6 +22,6 @@ def infer(
     from components.launch import launch
 
     launch(
-        "infer", settings, metrics, task,
+        "infer", settings, metrics, task, fingerprint,
         data=data, release=release, deployment=deployment, reward=reward, cost=cost, responses=responses,
     )

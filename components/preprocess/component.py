@@ -17,4 +17,4 @@ def preprocess(
     """Turns sources of any accepted format into one clean, split data folder."""
     from components.launch import launch
 
-    launch("preprocess", settings, metrics, task, raw=raw, data=data)
+    launch("preprocess", settings, metrics, task, fingerprint, raw=raw, data=data)

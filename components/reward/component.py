@@ -18,4 +18,4 @@ def reward(
     """Trains a scalar model on the preferences: a reward model, or a cost model."""
     from components.launch import launch
 
-    launch("reward", settings, metrics, task, data=data, sft=sft, model=model)
+    launch("reward", settings, metrics, task, fingerprint, data=data, sft=sft, model=model)

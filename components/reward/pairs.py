@@ -34,17 +34,15 @@ class Pair:
 
 
 def encode_pairs(preferences: Sequence[Preference], tokenizer: Tokenizer, max_length: int) -> list[Pair]:
-    """Preferences as token ids, each response closed by end-of-sequence and cut to `max_length`."""
+    """Preferences as token ids, each response closed by end-of-sequence and cut to `max_length`.
+
+    Both responses follow the same prompt tokens: as many as the longer response leaves room for.
+    """
     pairs = []
     for row in preferences:
-        prompt = encode_prompt(tokenizer, row.prompt)
-        chosen, rejected = (
-            [*head, *tail]
-            for head, tail in (
-                cut_to_length(prompt, encode_response(tokenizer, text), max_length)
-                for text in (row.chosen, row.rejected)
-            )
-        )
+        responses = [encode_response(tokenizer, text) for text in (row.chosen, row.rejected)]
+        prompt, _ = cut_to_length(encode_prompt(tokenizer, row.prompt), max(responses, key=len), max_length)
+        chosen, rejected = (prompt + response[: max_length - len(prompt)] for response in responses)
         pairs.append(Pair(chosen, rejected, _sign(row.chosen_safe), _sign(row.rejected_safe)))
     return pairs
 

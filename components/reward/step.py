@@ -1,6 +1,7 @@
 """Reward and cost models: the SFT model's backbone with a scalar head, trained on preferences."""
 
 import logging
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def run(settings: RewardSettings, *, data: Path, sft: Path, model: Path) -> Metr
     objective = PairObjective(settings.kind, settings.regularization, tokenizer.eos_token_id)
     settings_dict, inputs = settings.model_dump(mode="json"), {"data": data, "sft": sft}
     logger.info("%s: %d pairs, %d held out", settings.kind, len(train), len(test))
+    checkpoints = Checkpoints.of(settings.kind, settings_dict, inputs, model, training.checkpoint_every)
     metrics = fit(
         scalar,
         objective,
@@ -56,11 +58,13 @@ def run(settings: RewardSettings, *, data: Path, sft: Path, model: Path) -> Metr
         evaluate=lambda: held_out_metrics(
             score_pairs(scalar, objective, test, training.batch_tokens), test, settings.kind
         ),
-        checkpoints=Checkpoints.of(settings.kind, settings_dict, inputs, model, training.checkpoint_every),
+        checkpoints=checkpoints,
     )
-    mean, std = normalization(scalar, objective, train[: settings.normalization_pairs], training.batch_tokens)
+    some = random.Random(settings.seed).sample(train, min(settings.normalization_pairs, len(train)))
+    mean, std = normalization(scalar, objective, some, training.batch_tokens)
     card = ModelCard(settings.kind, folder_digest(sft), settings.kind, template_digest(tokenizer), mean, std)
     save_model(scalar.model, tokenizer, model, card, settings=settings_dict, parents=inputs)
+    checkpoints.clear()
     return metrics | {"score/mean": mean, "score/std": std}
 
 

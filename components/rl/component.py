@@ -20,4 +20,4 @@ def rl(
     """Trains the policy against the reward model, and the cost model where there is one."""
     from components.launch import launch
 
-    launch("rl", settings, metrics, task, data=data, policy=policy, reward=reward, cost=cost, model=model)
+    launch("rl", settings, metrics, task, fingerprint, data=data, policy=policy, reward=reward, cost=cost, model=model)

@@ -31,14 +31,15 @@ def train(
 ) -> Metrics:
     """Learn from `settings.rollouts` rollouts; returns the metrics averaged over the last tenth of them.
 
-    Continues from the newest checkpoint where there is one, with the same numbers as if it had never stopped.
+    Continues from the newest checkpoint where there is one, with the same numbers as if it had never stopped. The
+    checkpoints stay until the caller has saved the model and clears them.
     """
     shuffles = torch.Generator().manual_seed(settings.seed)
     generators = {"random.sampler": sampler_random, "random.shuffles": shuffles}
-    done = _resume(checkpoints, updater, algorithm, generators)
+    done, history = _resume(checkpoints, updater, algorithm, generators)
+    telling = max(1, settings.rollouts // 10)
     progress = Progress("rl", settings.rollouts)
     progress.done = done
-    history: list[Metrics] = []
     started = time.monotonic()
     for number, rollout in enumerate(source.rollouts(done, settings.rollouts), start=done + 1):
         metrics = rollout_metrics(rollout) | {"perf/rollout_s": time.monotonic() - started}
@@ -51,9 +52,14 @@ def train(
         progress.advance(1, **{name: metrics[name] for name in SHOWN if name in metrics})
         if checkpoints.due(number):
             tensors = updater.state() | {name: g.get_state() for name, g in generators.items()}
-            checkpoints.save(updater.update, tensors, {"rollouts": number, "algorithm": algorithm.state_dict()})
-    checkpoints.clear()
-    return averages(history[-max(1, settings.rollouts // 10) :])
+            values = {
+                "rollouts": number,
+                "skipped": updater.skipped,
+                "algorithm": algorithm.state_dict(),
+                "history": history[-telling:],
+            }
+            checkpoints.save(updater.update, tensors, values)
+    return averages(history[-telling:])
 
 
 SHOWN = ("rollout/score", "rollout/cost", "rollout/kl_k3", "cost/lambda")
@@ -76,17 +82,17 @@ def averages(history: list[Metrics]) -> Metrics:
 
 def _resume(
     checkpoints: Checkpoints, updater: Updater, algorithm: Algorithm, generators: dict[str, torch.Generator]
-) -> int:
-    """Take back the newest checkpoint; returns how many rollouts are done."""
+) -> tuple[int, list[Metrics]]:
+    """Take back the newest checkpoint; returns how many rollouts are done, and the metrics of the last of them."""
     checkpoint = checkpoints.latest()
     if checkpoint is None:
-        return 0
+        return 0, []
     for name, generator in generators.items():
         generator.set_state(checkpoint.tensors[name])
-    updater.restore(checkpoint.tensors, checkpoint.update)
+    updater.restore(checkpoint.tensors, checkpoint.update, checkpoint.values["skipped"])
     algorithm.load_state_dict(checkpoint.values["algorithm"])
     logger.info("rl continues after rollout %d", checkpoint.values["rollouts"])
-    return int(checkpoint.values["rollouts"])
+    return int(checkpoint.values["rollouts"]), list(checkpoint.values["history"])
 
 
 def _learn(

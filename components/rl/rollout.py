@@ -1,6 +1,7 @@
 """Where batches come from: prompts are sampled, scored and read by every model that has a say."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ class Models:
     reward: Scorer
     cost: Scorer | None
     tokenizer: Tokenizer
+    autocast: Callable[[], AbstractContextManager[None]]
+    """The arithmetic of training: policy, sampler and reference must not differ by their dtype."""
 
 
 class PromptStream:
@@ -53,7 +56,8 @@ def collect(models: Models, prompts: Sequence[Conversation], group_size: int, ma
     the update's ratios must start at 1, so the old policy is what the trainer says it was.
     """
     encoded = [encode_prompt(models.tokenizer, prompt)[-max_prompt:] for prompt in prompts]
-    samples = models.sampler.sample(encoded, group_size)
+    with models.autocast():
+        samples = models.sampler.sample(encoded, group_size)
     rows = [index for index in range(len(prompts)) for _ in range(group_size)]
     ids, mask = pad([encoded[index] for index in rows], models.tokenizer.eos_token_id, side="left")
     input_ids = torch.cat([ids.to(samples.ids.device), samples.ids], dim=1)
@@ -61,9 +65,13 @@ def collect(models: Models, prompts: Sequence[Conversation], group_size: int, ma
     length = samples.ids.shape[1]
     old = in_parts(lambda i, m: models.networks(i, m, length), micro, input_ids, attention_mask)
     temperature = models.networks.temperature
-    reference = in_parts(
-        lambda i, m: response_logprobs(models.reference, i, m, length, temperature)[0], micro, input_ids, attention_mask
-    )
+    with models.autocast():
+        reference = in_parts(
+            lambda i, m: response_logprobs(models.reference, i, m, length, temperature)[0],
+            micro,
+            input_ids,
+            attention_mask,
+        )
     texts = decode(models.tokenizer, samples)
     asked = [prompts[index] for index in rows]
     return Rollout(

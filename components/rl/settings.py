@@ -1,8 +1,8 @@
 """Settings of the rl step: the loop's own and, as a union on `name`, the algorithm's."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.settings import Compute, Generation, Group, Lora, Optimizer, StepSettings
 
@@ -56,6 +56,12 @@ class PPOLagSettings(PPOSettings):
     """The mean cost is taken over so many of the latest responses, per process."""
     lambda_delay: int = Field(0, ge=0)
     """Rollouts before the multiplier first moves."""
+
+    @model_validator(mode="after")
+    def _within_bound(self) -> Self:
+        if self.lambda_init > self.lambda_max:
+            raise ValueError(f"lambda_init {self.lambda_init} is above lambda_max {self.lambda_max}; lower it.")
+        return self
 
 
 AlgorithmSettings = Annotated[PPOSettings | PPOLagSettings, Field(discriminator="name")]

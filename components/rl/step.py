@@ -36,6 +36,17 @@ def run(settings: RLSettings, *, data: Path, policy: Path, reward: Path, cost: P
             "rl.generation.temperature is 0: the policy would never try anything but its likeliest token. "
             "Set it above 0; 1.0 samples the policy as it is."
         )
+    generation = settings.generation
+    if generation.top_p < 1 or generation.top_k:
+        raise InputError(
+            f"rl.generation has top_p {generation.top_p} and top_k {generation.top_k}: responses would be sampled from "
+            "another distribution than the one that is trained. Leave them at 1.0 and 0."
+        )
+    if settings.lora.rank and settings.lora.dropout:
+        raise InputError(
+            f"rl.lora.dropout is {settings.lora.dropout}: the updated policy would differ from the sampled one before "
+            "any update. Set it to 0."
+        )
     prompts = [row.prompt for row in DataDir(data).prompts("train")]
     if not prompts:
         raise InputError(f"{data}: no training prompts; give preprocess.prompts a source.")
@@ -47,7 +58,7 @@ def run(settings: RLSettings, *, data: Path, policy: Path, reward: Path, cost: P
     updates = num_updates(settings, algorithm.group_size)
     updater = Updater(networks, settings.optimizer, settings.compute, updates, rates)
     sampler = NativeSampler(networks.policy, tokenizer.eos_token_id, settings.generation, settings.seed)
-    models = _models(networks, sampler, tokenizer, policy, reward, cost)
+    models = _models(networks, sampler, tokenizer, policy, reward, cost, updater)
     source = RolloutSource(
         models,
         PromptStream(prompts, settings.seed),
@@ -63,6 +74,7 @@ def run(settings: RLSettings, *, data: Path, policy: Path, reward: Path, cost: P
     metrics = train(settings, algorithm, source, updater, sampler.generator, checkpoints)
     card = policy_card(folder_digest(policy), "rl", tokenizer)
     save_model(networks.policy, tokenizer, model, card, settings=settings_dict, parents=inputs)
+    checkpoints.clear()
     return metrics
 
 
@@ -83,6 +95,7 @@ def _models(
     policy: Path,
     reward: Path,
     cost: Path | None,
+    updater: Updater,
 ) -> Models:
     """What rollouts read: the networks, the frozen reference, the sampler and the scorers."""
     return Models(
@@ -92,4 +105,5 @@ def _models(
         load_scorer(reward),
         None if cost is None else load_scorer(cost),
         tokenizer,
+        updater.accelerator.autocast,
     )

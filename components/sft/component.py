@@ -18,4 +18,4 @@ def sft(
     """Trains the base model to imitate the demonstrations."""
     from components.launch import launch
 
-    launch("sft", settings, metrics, task, data=data, base=base, model=model)
+    launch("sft", settings, metrics, task, fingerprint, data=data, base=base, model=model)

@@ -35,6 +35,7 @@ def run(settings: SFTSettings, *, data: Path, base: Path, model: Path) -> Metric
     settings_dict = settings.model_dump(mode="json")
     inputs = {"data": data, "base": base}
     logger.info("sft: %d demonstrations, %d held out, %d tokens at most", len(rows), len(held_out), max_length)
+    checkpoints = Checkpoints.of("sft", settings_dict, inputs, model, training.checkpoint_every)
     metrics = fit(
         policy,
         Likelihood(tokenizer.eos_token_id),
@@ -43,8 +44,9 @@ def run(settings: SFTSettings, *, data: Path, base: Path, model: Path) -> Metric
         seed=settings.seed,
         label="sft",
         evaluate=lambda: evaluate_likelihood(policy, held_out, tokenizer.eos_token_id, training.batch_tokens),
-        checkpoints=Checkpoints.of("sft", settings_dict, inputs, model, training.checkpoint_every),
+        checkpoints=checkpoints,
     )
     card = policy_card(folder_digest(base), "sft", tokenizer)
     save_model(policy, tokenizer, model, card, settings=settings_dict, parents=inputs)
+    checkpoints.clear()
     return metrics | {f"{name}_before": value for name, value in before.items()}

@@ -18,4 +18,4 @@ def upload(
     """Publishes the model under its digest and registers it as a candidate."""
     from components.launch import launch
 
-    launch("upload", settings, metrics, task, model=model, report=report, release=release)
+    launch("upload", settings, metrics, task, fingerprint, model=model, report=report, release=release)

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.artifacts import LANGUAGE_MODELS
 from components.errors import InputError
 from components.tokens import Tokenizer, load_tokenizer
 from components.validate.findings import Findings, Place
 
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
-
-LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-"""How Hugging Face's classes with a language-model head end; a reward model's, say, ends otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +72,6 @@ def _tokenizer(base: Path, findings: Findings) -> Tokenizer | None:
         return load_tokenizer(base)
     except InputError as error:
         findings.error("base model", _place("tokenizer.json"), None, str(error))
-    except Exception as error:  # tokenizers raises bare Exception on a broken file
-        reason = str(error).strip().splitlines()[0]
-        findings.error("base model", _place("tokenizer.json"), None, f"cannot be read: {reason}")
     return None
 
 

@@ -18,4 +18,4 @@ def validate(
     """Checks every row and the base model before a GPU is asked for; fails on what is wrong."""
     from components.launch import launch
 
-    launch("validate", settings, metrics, task, data=data, base=base, report=report)
+    launch("validate", settings, metrics, task, fingerprint, data=data, base=base, report=report)

@@ -21,7 +21,7 @@ class ValidateSettings(StepSettings):
     """Rows each kind needs to train on: demonstrations for sft, preferences for reward, prompts for rl."""
     min_test: int = Field(1, ge=0)
     """Preferences and prompts needed to measure on; too few demonstrations only make a warning."""
-    dimensions: tuple[Dimension, ...] = ("helpful",)
+    dimensions: tuple[Dimension, ...] = ("helpful", "harmless")
     """Dimensions that need preferences in both splits: what reward and, for ppo_lag, cost learn from."""
     max_findings: int = Field(100, ge=1)
     """Findings listed in the report for each check; all are counted."""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from components import tracking
 from components.artifacts import DataDir, Metrics, write_manifest
 from components.errors import InputError
 from components.records import DIMENSIONS, KINDS, SPLITS
@@ -42,6 +43,7 @@ def run(settings: ValidateSettings, *, data: Path, base: Path, report: Path) -> 
     # An input that is missing is a finding, and has no digest to name.
     parents = {name: folder for name, folder in (("data", data), ("base", base)) if folder.is_dir()}
     write_manifest(report, "report", settings=settings.model_dump(mode="json"), parents=parents)
+    tracking.log_artifacts(report)
     logger.info("validate: %s; report in %s", metrics, page)
     if not result.passed:
         raise InputError(findings.message(page))

@@ -82,7 +82,7 @@ def validate(data: Path, base: Path, **settings: Any) -> tuple[dict[str, Any], s
     message = ""
     try:
         run(
-            ValidateSettings.model_validate({"max_length": 64, **settings}),
+            ValidateSettings.model_validate({"max_length": 64, "dimensions": ["helpful"], **settings}),
             data=data,
             base=base,
             report=report,
@@ -247,7 +247,7 @@ def _cut_weights(base: Path) -> None:
         (_edit_json("config.json", vocab_size=100), "'vocab_size': the tokenizer has 257 tokens"),
         (_edit_json("config.json", max_position_embeddings=32), "'max_position_embeddings': fewer positions"),
         (lambda base: (base / "tokenizer.json").unlink(), "no tokenizer"),
-        (lambda base: (base / "tokenizer.json").write_text("{}"), "base/tokenizer.json: cannot be read"),
+        (lambda base: (base / "tokenizer.json").write_text("{}"), "the tokenizer cannot be read"),
         (_edit_json("tokenizer_config.json", eos_token=None, pad_token=None), "no eos_token"),
         (_cut_weights, "not a whole safetensors file"),
         (

@@ -19,6 +19,7 @@ from components.reward.pairs import (
     score_pairs,
 )
 from components.reward.step import held_out_metrics, normalization
+from components.tokens import encode_response
 
 
 def log_sigmoid(x: float) -> float:
@@ -82,7 +83,10 @@ def test_pairs_share_the_prompt_and_end_with_the_end_token(tokenizer: Any) -> No
     assert tokenizer.decode(pair.chosen) == "<|user|>say red<|assistant|>yes<|end|>"
     assert tokenizer.decode(pair.rejected) == "<|user|>say red<|assistant|>no, never<|end|>"
     (cut,) = encode_pairs([preference("yes", "no, never")], tokenizer, 8)
-    assert len(cut.chosen) == 8 and cut.chosen[-1] == tokenizer.eos_token_id
+    assert len(cut.rejected) == 8
+    shared = len(cut.chosen) - len(encode_response(tokenizer, "yes"))
+    assert cut.chosen[:shared] == cut.rejected[:shared]  # one prompt for both, cut for the longer response
+    assert cut.chosen[-1] == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("kind", ["reward", "cost"])

@@ -1,6 +1,7 @@
 """Rollouts: what is collected belongs to its own prompt, and the reference is read as the policy is."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def models(policy_folder: Path, reward_folder: Path) -> Models:
         OwnerScorer(),
         None,
         tokenizer,
+        nullcontext,
     )
 
 
