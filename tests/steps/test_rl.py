@@ -15,6 +15,7 @@ from components.models import load_policy
 from components.reward import step as reward
 from components.reward.settings import RewardSettings
 from components.rl import loop
+from components.rl import step as rl_step
 from components.rl.settings import PPOLagSettings, PPOSettings, RLSettings
 from components.rl.step import run
 from components.settings import Compute, Generation, Lora, Optimizer
@@ -218,3 +219,45 @@ def test_temperature_zero_is_an_error(settings: Any, inputs: dict[str, Any], tmp
     greedy = settings(generation=Generation(temperature=0.0))
     with pytest.raises(InputError, match=r"rl\.generation\.temperature is 0"):
         run(greedy, **inputs, model=tmp_path / "m")
+
+
+def test_in_bf16_too_the_policy_starts_at_its_reference(settings: Any, inputs: dict[str, Any], tmp_path: Path) -> None:
+    metrics = run(settings(compute=Compute(dtype="bf16"), rollouts=1), **inputs, model=tmp_path / "m")
+    assert abs(metrics["rollout/kl_k1"]) < 1e-6
+    assert metrics["rollout/kl_k3"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"generation": Generation(max_new_tokens=4, top_p=0.9)}, "top_p 0.9"),
+        ({"generation": Generation(max_new_tokens=4, top_k=5)}, "top_k 5"),
+        ({"lora": Lora(rank=2, dropout=0.1)}, "rl.lora.dropout is 0.1"),
+    ],
+)
+def test_what_would_train_another_distribution_than_the_sampled_one_is_refused(
+    settings: Any, inputs: dict[str, Any], tmp_path: Path, fields: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        run(settings(**fields), **inputs, model=tmp_path / "m")
+
+
+def test_training_is_not_lost_when_the_model_cannot_be_saved(
+    settings: Any, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLUMBLINE_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    made = settings(rollouts=2, checkpoint_every=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(rl_step, "save_model", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            run(made, **inputs, model=tmp_path / "m")
+    assert list((tmp_path / "checkpoints").rglob("tensors.safetensors"))
+    monkeypatch.setattr(loop, "_learn", None)  # nothing is left to learn
+    metrics = run(made, **inputs, model=tmp_path / "m")
+    assert "rollout/score" in metrics
+    verify_manifest(tmp_path / "m")
+    assert not list((tmp_path / "checkpoints").rglob("tensors.safetensors"))
+
+
+def full_disk(*args: Any, **fields: Any) -> None:
+    raise OSError("no space left on device")

@@ -113,3 +113,11 @@ def test_one_is_due_every_so_many_updates_and_clearing_removes_them_all(tmp_path
     saved(tmp_path / "c", 1, 2)
     checkpoints.clear()
     assert checkpoints.latest() is None and not (tmp_path / "c").exists()
+
+
+def test_other_code_has_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = set()
+    for fingerprint in ("one", "two", "one"):
+        monkeypatch.setenv("PLUMBLINE_FINGERPRINT", fingerprint)
+        folders.add(Checkpoints.of("rl", {}, {}, tmp_path / "model", 1).folder)
+    assert len(folders) == 2

@@ -71,3 +71,7 @@ def test_files_of_the_demo_world_need_not_exist_yet(tmp_path: Path, monkeypatch:
 def test_the_cost_task_runs_the_reward_steps_code() -> None:
     digests = fingerprints(resolve([]))
     assert digests["cost"] == digests["reward"] != digests["sft"]
+
+
+def test_a_reports_page_belongs_to_the_code_of_its_step() -> None:
+    assert "components/evaluate/report.html.j2" in {str(path.relative_to(ROOT)) for path in code_files("evaluate")}

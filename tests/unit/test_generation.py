@@ -9,7 +9,7 @@ from torch import Tensor
 
 from components.generation import Samples, respond
 from components.generation.native import NativeSampler, pick, truncate
-from components.models import load_policy, response_logprobs
+from components.models import end_ids, load_policy, response_logprobs
 from components.records import Message
 from components.settings import Generation
 from components.tokens import decode_response, encode_prompt, pad
@@ -186,3 +186,16 @@ def test_a_long_prompt_loses_its_oldest_tokens(policy: Any, tokenizer: Any) -> N
     settings = Generation(temperature=0, max_new_tokens=6, max_prompt_tokens=2)
     first, second = respond(policy, tokenizer, [long, short], settings, seed=0)
     assert first == second
+
+
+def test_a_response_ends_at_every_token_the_generation_config_names(policy_folder: Path) -> None:
+    model = load_policy(policy_folder)
+    eos = model.config.eos_token_id
+    start = NativeSampler(model, eos, Generation(max_new_tokens=6, temperature=0), 0).sample([[5, 6, 7]])
+    turn_end = int(start.ids[0, 2])
+    model.generation_config.eos_token_id = [eos, turn_end]
+    assert end_ids(model, eos) == sorted({eos, turn_end})
+    short = NativeSampler(model, eos, Generation(max_new_tokens=6, temperature=0), 0).sample([[5, 6, 7]])
+    first = start.ids[0].tolist().index(turn_end)
+    assert short.ids[0].tolist() == start.ids[0].tolist()[: first + 1]
+    assert bool(short.ended[0])

@@ -52,3 +52,10 @@ def test_stated_probabilities_that_come_true_have_no_calibration_error() -> None
     happened = [True, False, False, False, True, True, True, False]
     assert calibration_error(stated, happened) == pytest.approx(0)
     assert math.isnan(calibration_error([], []))
+
+
+def test_no_event_in_ten_is_less_sure_than_none_in_five_hundred() -> None:
+    assert bootstrap([0.0] * 10)[:3] == (0.0, 0.0, pytest.approx(1.96**2 / (10 + 1.96**2)))
+    assert bootstrap([0.0] * 500).high < 0.01
+    assert bootstrap([1.0] * 10).low == pytest.approx(10 / (10 + 1.96**2))
+    assert bootstrap([1.0] * 10).high == 1.0

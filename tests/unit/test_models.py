@@ -1,6 +1,7 @@
 """Policies and scalar models: padding, positions, adapters, dropout, and what is saved."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,27 @@ def test_folders_that_hold_no_model_are_errors_that_name_them(policy_folder: Pat
         load_policy(tmp_path)
     with pytest.raises(InputError, match=r"card.json: no such file"):
         ModelCard.read(tmp_path)
+
+
+def test_scores_are_float32_under_bf16_arithmetic(reward_folder: Path) -> None:
+    scalar = load_scalar(reward_folder)
+    ids = torch.randint(5, 200, (64, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = scalar.score(ids, torch.ones_like(ids, dtype=torch.bool))
+    raw = scores * scalar.std + scalar.mean
+    assert scores.dtype == torch.float32
+    assert not torch.equal(raw, raw.bfloat16().float())  # not rounded to 8 bits on the way
+
+
+def test_a_reward_model_is_not_taken_for_a_policy(reward_folder: Path) -> None:
+    with pytest.raises(InputError, match="saved without a language-model head"):
+        load_policy(reward_folder)
+
+
+def test_truncated_weights_are_one_message(policy_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(policy_folder, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_policy(folder)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from components.errors import InputError
 from components.launch import STEPS, settings_class
 from components.parsing import parse
 from pipeline.overrides import CONFIGS, resolve
@@ -59,3 +60,19 @@ def test_settings_printed_by_config_make_the_same_settings_again(tmp_path: Path)
     path = tmp_path / "resolved.yaml"
     path.write_text(write_document(settings.model_dump(mode="json", exclude_none=True)))
     assert resolve([path]) == settings
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "words"),
+    [
+        ("demo", "sft.training.max_length=4096", "above validate.max_length 128"),
+        ("demo", "rl.generation.max_prompt_tokens=4000", "base.max_positions is 256"),
+        ("demo", "validate.dimensions=[helpful]", "cost.dimension is harmless"),
+        ("demo", "rl.algorithm.lambda_init=50", "above lambda_max"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_before_anything_runs(
+    config: str, override: str, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        resolve([CONFIGS / f"{config}.yaml"], [override])

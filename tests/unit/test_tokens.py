@@ -134,3 +134,20 @@ def test_a_tokenizer_without_an_end_token_is_an_error(tokenizer: Any, tmp_path: 
     endless.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="no eos_token"):
         load_tokenizer(tmp_path)
+
+
+def test_the_default_template_begins_as_the_model_begins_texts(policy_folder: Path, tmp_path: Path) -> None:
+    from tokenizers import processors
+
+    folder = tmp_path / "begins"
+    tokenizer = load_tokenizer(policy_folder)
+    tokenizer.chat_template = None
+    tokenizer.bos_token = "<|user|>"
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|user|> $A", special_tokens=[("<|user|>", bos)]
+    )
+    tokenizer.save_pretrained(str(folder))
+    ids = encode_prompt(load_tokenizer(folder), (Message("user", "hello"),))
+    assert ids[0] == bos
+    assert ids.count(bos) == 1
