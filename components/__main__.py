@@ -13,6 +13,7 @@ from typing import Any
 
 from components.errors import InputError
 from components.launch import INPUT_EXIT_CODE, STEPS, path_parameters, run_step, step_function
+from components.outputs import claimed
 
 
 def main(arguments: list[str]) -> int:
@@ -44,7 +45,9 @@ def _run(step: str, options: list[str]) -> dict[str, float]:
         if chosen[name] is not None and not chosen[name].exists():
             raise InputError(f"--{name} is {chosen[name]}; no such file or folder.")
     folder = chosen[output].with_name(chosen[output].name + ".metrics")
-    return run_step(step, settings, chosen, metrics_file=folder / "metrics.json", task=step)
+    with claimed(step, chosen[output], f"--{output}") as place:
+        paths = chosen | {output: place}
+        return run_step(step, settings, paths, metrics_file=folder / "metrics.json", task=step)
 
 
 def _read(path: Path | None) -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 `candidate` is the version uploaded last, `champion` the one deployed last. A version is found again by its
 digest, so registering the same model twice gives the same version. Without MLFLOW_TRACKING_URI there is no
-registry.
+registry. A registry that fails costs a warning: what it is told about is published and served without it.
 """
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from components.errors import InputError
-from components.tracking import PARENT_RUN
+from components.tracking import PARENT_RUN, without_password
 
 logger = logging.getLogger(__name__)
 
@@ -21,44 +22,57 @@ DIGEST_TAG = "digest"
 
 
 def register(name: str, uri: str, digest: str) -> str | None:
-    """The registry's number for the version at `uri`, which is now the candidate; None without a registry.
+    """The registry's number for the version at `uri`, which is now the candidate.
 
-    Raises InputError when the registry does not accept the address.
+    None without a registry, or when it fails. Raises InputError when it does not accept the address.
     """
-    client = _client(f"{name} is not registered")
-    if client is None:
-        return None
-    _ensure_model(client, name)
-    number = _number(client, name, digest)
-    if number is None:
-        number = _create(client, name, uri, digest)
-    client.set_registered_model_alias(name, CANDIDATE, number)
-    logger.info("MLflow registry: %s version %s is the %s", name, number, CANDIDATE)
-    return number
+
+    def write(client: Any) -> str:
+        _ensure_model(client, name)
+        number = _number(client, name, digest) or _create(client, name, uri, digest)
+        client.set_registered_model_alias(name, CANDIDATE, number)
+        logger.info("MLflow registry: %s version %s is the %s", name, number, CANDIDATE)
+        return number
+
+    return _attempt(write, f"{name} is not registered")
 
 
 def promote(name: str, digest: str) -> str | None:
     """The registry's number for the version with this digest, which is now the champion.
 
-    None without a registry, or when the version was published without one.
+    None without a registry, when it fails, or when the version was published without one.
     """
-    client = _client(f"the {CHAMPION} alias of {name} is not set")
-    number = client and _number(client, name, digest)
-    if client is None or number is None:
-        return None
-    client.set_registered_model_alias(name, CHAMPION, number)
-    logger.info("MLflow registry: %s version %s is the %s", name, number, CHAMPION)
-    return str(number)
+
+    def write(client: Any) -> str | None:
+        number = _number(client, name, digest)
+        if number is None:
+            logger.info("MLflow registry: no version of %s has the digest %s", name, digest)
+            return None
+        client.set_registered_model_alias(name, CHAMPION, number)
+        logger.info("MLflow registry: %s version %s is the %s", name, number, CHAMPION)
+        return number
+
+    return _attempt(write, f"the {CHAMPION} alias of {name} is not set")
 
 
-def _client(consequence: str) -> Any:
-    """MLflow's client, or None and a line in the log when no address is set."""
+def _attempt(action: Callable[[Any], str | None], consequence: str) -> str | None:
+    """What the action gives, or None and a line in the log: no address is set, or MLflow failed.
+
+    Raises InputError when the action does.
+    """
     if not os.environ.get(ADDRESS):
         logger.info("%s is unset: %s in MLflow", ADDRESS, consequence)
         return None
     import mlflow
 
-    return mlflow.MlflowClient()
+    try:
+        return action(mlflow.MlflowClient())
+    except InputError:
+        raise
+    except Exception as error:  # as in components.tracking: what was published must be served all the same
+        address, reason = without_password(os.environ[ADDRESS]), without_password(error)
+        logger.warning("MLflow at %s failed (%s): %s in MLflow", address, reason, consequence)
+        return None
 
 
 def _ensure_model(client: Any, name: str) -> None:
@@ -91,7 +105,8 @@ def _create(client: Any, name: str, uri: str, digest: str) -> str:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
         raise InputError(
-            f"the MLflow registry at {os.environ[ADDRESS]} does not accept {uri} as a model's source: "
-            f"{error.message} Set upload.registry to a gs:// address that the server can read."
+            f"the MLflow registry at {without_password(os.environ[ADDRESS])} does not accept {uri} as a model's "
+            f"source: {without_password(error.message)} Set upload.registry to a gs:// address that the server can "
+            "read."
         ) from None
     return str(created.version)

@@ -8,6 +8,7 @@ fails, training goes on: one warning, and the file has everything.
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -134,7 +135,8 @@ class Tracker:
         try:
             action(self._run)
         except Exception as error:  # a tracking server's troubles must not end hours of training
-            logger.warning("MLflow failed (%s); from here on numbers go to %s alone", error, self._file)
+            reason = without_password(error)
+            logger.warning("MLflow failed (%s); from here on numbers go to %s alone", reason, self._file)
             self._run = None
 
 
@@ -173,6 +175,14 @@ def track(name: str, settings: Mapping[str, Any], folder: Path) -> Iterator[Trac
             tracker.attempt(lambda run: run.end(status))
 
 
+def without_password(shown: object) -> str:
+    """A text to show, such as an address or an error: no address in it names a user or a password.
+
+    A password may hold any character but white space, so everything up to the last @ goes.
+    """
+    return re.sub(r"://(?:[^\s/:@]*:\S*|[^\s/]*)@", "://", str(shown))
+
+
 def flattened(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of nested settings under its dotted key."""
     for key, value in values.items():
@@ -193,7 +203,8 @@ def _step_run(name: str) -> MlflowRun | None:
             return MlflowRun.attach(parent).nested(name)
         return MlflowRun.create(os.environ.get("MLFLOW_EXPERIMENT_NAME", "plumbline"), name)
     except Exception as error:  # as in Tracker.attempt
-        logger.warning("MLflow at %s failed (%s); nothing is tracked there", os.environ["MLFLOW_TRACKING_URI"], error)
+        address, reason = without_password(os.environ["MLFLOW_TRACKING_URI"]), without_password(error)
+        logger.warning("MLflow at %s failed (%s); nothing is tracked there", address, reason)
         return None
 
 

@@ -49,9 +49,10 @@ def run(
     from pipeline.local import Plan
     from pipeline.local import run as run_locally
     from pipeline.overrides import resolve
+    from pipeline.promotion import anchored
     from pipeline.screen import Screen
 
-    settings = resolve(config, overrides or ())
+    settings = anchored(resolve(config, overrides or ()))
     plan = Plan(
         pipeline=build(settings, fingerprints=fingerprints(settings)),
         name=settings.name,
@@ -118,11 +119,27 @@ def serve(
 
 
 @app.command()
-def rollback(serving: ServingDir = Path("serving")) -> None:
+def rollback(
+    serving: ServingDir = Path("serving"),
+    runs_dir: Annotated[Path, typer.Option(help="Where runs and their tracking lie.")] = Path("runs"),
+) -> None:
     """Serve the version again that was served before; once more switches forth again."""
+    from components.serving.folder import name_champion
     from components.serving.folder import rollback as switch_back
+    from pipeline.ledger import registry_environment
+    from pipeline.surroundings import environment
 
-    print(f"{serving} serves {switch_back(serving).version}")
+    served = switch_back(serving)
+    print(f"{serving} serves {served.version}")
+    with environment(registry_environment(runs_dir)):
+        number = name_champion(served)
+    if number is None:
+        print(
+            "MLflow's champion alias was not moved: no registry with this version was reached. Name the folder of its "
+            "runs with --runs-dir, or set MLFLOW_TRACKING_URI."
+        )
+    else:
+        print(f"MLflow's champion is {served.name} version {number}")
 
 
 @app.command()
@@ -138,9 +155,13 @@ def chat(
 def _alone(step: str, settings: dict[str, Any], **paths: Path | None) -> None:
     """Run one step outside a pipeline and say what it wrote and measured."""
     from components.launch import run_step
+    from components.outputs import claimed
 
-    with tempfile.TemporaryDirectory(prefix="plumbline-") as scratch:
-        metrics = run_step(step, settings, paths, metrics_file=Path(scratch) / "metrics.json", task=step)
-    for name, value in metrics.items():
-        print(f"{name:<28}{value:.6g}")
-    print(f"wrote {list(paths.values())[-1]}")
+    name, folder = list(paths.items())[-1]
+    assert folder is not None
+    with tempfile.TemporaryDirectory(prefix="plumbline-") as scratch, claimed(step, folder, "--out") as place:
+        written = {**paths, name: place}
+        metrics = run_step(step, settings, written, metrics_file=Path(scratch) / "metrics.json", task=step)
+    for metric, value in metrics.items():
+        print(f"{metric:<28}{value:.6g}")
+    print(f"wrote {folder}")

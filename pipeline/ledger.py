@@ -5,12 +5,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from components.tracking import PARENT_RUN, MlflowRun
+from components.tracking import PARENT_RUN, MlflowRun, without_password
 from pipeline.runs import RunFolder
 from pipeline.summary import Result
 
 ADDRESS = "MLFLOW_TRACKING_URI"
 END = {"succeeded": "FINISHED", "rejected": "FINISHED", "failed": "FAILED"}
+
+
+def registry_environment(runs_dir: Path) -> dict[str, str]:
+    """What a process needs to know to find the runs' own database; nothing when there is none or an address is set."""
+    database = runs_dir.absolute() / "mlflow.db"
+    return {ADDRESS: f"sqlite:///{database}"} if database.is_file() and not os.environ.get(ADDRESS) else {}
 
 
 class Ledger:
@@ -65,13 +71,15 @@ class Ledger:
         """Where the run is to be found; None when MLflow failed."""
         if self.run is None:
             return None
-        if self.address.startswith("http"):
-            return f"{self.address}/#/experiments/{self.run.experiment_id}/runs/{self.run.run_id}"
-        return f"run {self.run.run_id}; mlflow ui --backend-store-uri {self.address}"
+        address = without_password(self.address)
+        if address.startswith("http"):
+            return f"{address}/#/experiments/{self.run.experiment_id}/runs/{self.run.run_id}"
+        return f"run {self.run.run_id}; mlflow ui --backend-store-uri {address}"
 
     def _attempt(self, action: Callable[[], None]) -> None:
         try:
             action()
         except Exception as error:  # tracking must not end a run
-            self._warn(f"warning: MLflow at {self.address} failed ({error}); this run is not tracked there any more")
+            address, reason = without_password(self.address), without_password(error)
+            self._warn(f"warning: MLflow at {address} failed ({reason}); this run is not tracked there any more")
             self.run = None

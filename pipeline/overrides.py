@@ -38,10 +38,10 @@ def resolve(files: Sequence[Path], overrides: Sequence[str] = ()) -> Settings:
 
 def find_config(path: Path) -> Path:
     """The file itself, or the packaged configuration of that name (`demo`). Raises InputError for neither."""
-    if path.exists():
+    if path.is_file():  # a folder of a configuration's name does not hide it
         return path
     packaged = CONFIGS / f"{path}.yaml"
-    if packaged.exists():
+    if packaged.is_file():
         return packaged
     names = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.yaml")))
     raise InputError(f"{path}: no such configuration file; accepted: a YAML file, or one of ours by name: {names}.")

@@ -3,42 +3,67 @@
 Both can be gone or replaced while the cache still says that they were put there. A run asks before it believes.
 """
 
+import json
 from pathlib import Path
 
-from components.artifacts import read_json, read_manifest
-from components.errors import InputError
-from components.storage import is_remote
+from components.artifacts import read_json, verify_manifest
+from components.storage import get_text, is_remote, local_path
+from pipeline.settings import Settings
 
 RELEASE = "release/release.json"
 DEPLOYMENT = "deployment/deployment.json"
 
 
+def anchored(settings: Settings) -> Settings:
+    """The settings with the folders of upload and deploy as absolute paths.
+
+    A run from another folder then has another cache key, and what was cached is looked for where it was put.
+    """
+    upload, deploy = settings.upload, settings.deploy
+    return settings.model_copy(
+        update={
+            "upload": upload.model_copy(update={"registry": _absolute(upload.registry)}),
+            "deploy": deploy.model_copy(update={"serving_dir": _absolute(deploy.serving_dir)}),
+        }
+    )
+
+
 def stands(task: str, folder: Path) -> bool:
     """Whether what a cached task once did to the world outside is still so; true of tasks that did nothing there.
 
-    Object stores and clusters are not asked: their state is theirs to keep.
+    Every published file is read again. Object stores and clusters are not asked: their state is theirs to keep.
     """
     try:
         if task == "upload":
             return _is_published(folder / RELEASE)
         if task == "deploy":
             return _is_served(folder / DEPLOYMENT)
-    except InputError:
+    except (OSError, KeyError, TypeError, ValueError):  # gone, unreadable or of another form; InputError too
         return False
     return True
 
 
+def _absolute(address: str) -> str:
+    return address if is_remote(address) else str(local_path(address).absolute())
+
+
 def _is_published(path: Path) -> bool:
+    """Whether the version has its files, and is the candidate."""
     release = read_json(path)
     if is_remote(release["uri"]):
         return True
-    return bool(read_manifest(Path(release["uri"]))["digest"] == release["digest"])
+    version = Path(release["uri"])
+    pointer = json.loads(get_text(str(version.parent.parent / "candidate.json")) or "{}")
+    return bool(pointer["digest"] == release["digest"] == verify_manifest(version))
 
 
 def _is_served(path: Path) -> bool:
+    """Whether the serving folder points at the version, and has its files."""
     from components.serving.folder import read_pointer
 
     deployment = read_json(path)
     if deployment["target"] != "local":
         return True
-    return bool(read_pointer(Path(deployment["serving_dir"])).digest == deployment["digest"])
+    serving = Path(deployment["serving_dir"])
+    pointer = read_pointer(serving)
+    return bool(pointer.digest == deployment["digest"] == verify_manifest(serving / pointer.path))

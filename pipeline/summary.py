@@ -66,7 +66,7 @@ def summarize(
         "promoted": bool(release) and deployment.get("applied", False),
         "model_dir": release.get("uri"),
         "model_digest": release.get("digest"),
-        "served_digest": deployment.get("digest"),
+        "served_digest": deployment.get("digest") if deployment.get("applied") else None,
     }
     if gold:
         summary["gold"] = gold

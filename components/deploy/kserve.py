@@ -4,20 +4,17 @@ The pod runs our own server on the folder that KServe's storage initializer fetc
 called kserve-container and has STORAGE_URI set), so /healthz reports the same digest as everywhere else.
 """
 
-import json
 import logging
-import os
 import time
 from typing import Any
 
+from components.cluster import DIGEST_ANNOTATION, GROUP, PLURAL, VERSION, custom_objects, reason_of
 from components.deploy.settings import KServe
 from components.errors import InputError
 from components.release import Release
 
 logger = logging.getLogger(__name__)
 
-GROUP, VERSION, PLURAL = "serving.kserve.io", "v1beta1", "inferenceservices"
-DIGEST_ANNOTATION = "plumbline/digest"
 MODEL_FOLDER = "/mnt/models"  # where the storage initializer puts what STORAGE_URI names
 PORT = 8080
 POLL_S = 2.0
@@ -68,7 +65,7 @@ def apply(manifest: dict[str, Any], wait_s: float) -> bool:
     """
     from kubernetes.client.exceptions import ApiException
 
-    api = _api()
+    api = custom_objects()
     if api is None:
         return False
     where = {
@@ -92,21 +89,6 @@ def apply(manifest: dict[str, Any], wait_s: float) -> bool:
     return True
 
 
-def _api() -> Any:
-    """Kubernetes' interface for custom objects, inside a cluster or by kubeconfig; None without either."""
-    from kubernetes import client, config
-
-    try:
-        config.load_incluster_config()
-    except config.ConfigException:
-        try:
-            config.load_kube_config(config_file=os.environ.get("KUBECONFIG"))
-        except config.ConfigException as error:
-            logger.info("no cluster is configured (%s)", error)
-            return None
-    return client.CustomObjectsApi()
-
-
 def _refusal(error: Any, manifest: dict[str, Any]) -> str:
     """What the cluster's refusal means and what to do about it."""
     namespace = manifest["metadata"]["namespace"]
@@ -115,12 +97,8 @@ def _refusal(error: Any, manifest: dict[str, Any]) -> str:
         404: f"Install KServe and create the namespace {namespace}, or set deploy.kserve.namespace.",
         422: "Correct the value under deploy.kserve that it names.",
     }
-    try:
-        reason = json.loads(error.body)["message"]
-    except (TypeError, ValueError, KeyError):
-        reason = error.reason
     hint = hints.get(error.status, "")
-    return f"the cluster refused the InferenceService ({error.status}: {reason}). {hint}".strip()
+    return f"the cluster refused the InferenceService ({error.status}: {reason_of(error)}). {hint}".strip()
 
 
 def _wait(api: Any, service: dict[str, Any], wait_s: float) -> None:

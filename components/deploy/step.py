@@ -11,7 +11,7 @@ from components.errors import InputError
 from components.registry import promote
 from components.release import Deployment, Release
 from components.serving.folder import publish
-from components.storage import fetch, is_remote
+from components.storage import fetch, is_remote, local_path
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def _locally(release: Release, serving_dir: str) -> Deployment:
         raise InputError(
             f"deploy.serving_dir is {serving_dir!r}; accepted: a local folder, which a server can watch."
         )
-    folder = Path(serving_dir).absolute()
+    folder = local_path(serving_dir).absolute()
     with tempfile.TemporaryDirectory(prefix="plumbline-") as scratch:
         source = fetch(release.uri, into=Path(scratch))
         _check(release, source)

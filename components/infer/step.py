@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.artifacts import DataDir, Metrics, ModelCard, content_digest, write_manifest
+from components.cluster import annotated_digest
 from components.errors import InputError
 from components.generation import Response, respond
 from components.infer.prompts import read_prompts
@@ -19,7 +20,7 @@ from components.records import Conversation, Prompt
 from components.release import Deployment, Release
 from components.scoring import load_scorer
 from components.serving.folder import read_pointer
-from components.storage import fetch
+from components.storage import fetch, local_path
 from components.tokens import Tokenizer, load_tokenizer, template_digest
 
 logger = logging.getLogger(__name__)
@@ -83,23 +84,39 @@ def _prompts(settings: InferSettings, data: Path) -> list[Prompt]:
 def _deployed(release: Release, deployment: Deployment) -> Iterator[tuple[Path, str]]:
     """The folder that is served and its digest, computed anew from its files.
 
-    Target kserve has no folder within reach: what its pods fetch is fetched here. Raises InputError naming
-    both digests when it is not the release.
+    Target kserve has no folder within reach: what its pods fetch is fetched here, and the cluster is asked which
+    digest it was told. Raises InputError naming both digests when one of them is not the release's.
     """
+    _check(f"the {deployment.target} deployment", deployment.digest, release)
+    if deployment.service is not None:
+        _check_service(deployment.service, deployment.applied, release)
     with tempfile.TemporaryDirectory(prefix="plumbline-") as scratch:
         if deployment.serving_dir is None:
             folder = fetch(release.uri, into=Path(scratch))
         else:
-            serving = Path(deployment.serving_dir)
+            serving = local_path(deployment.serving_dir)
             folder = serving / read_pointer(serving).path
         digest = content_digest(folder)[1]
-        if digest != release.digest:
-            raise InputError(
-                f"{folder} is deployed with the digest {digest}, but the promoted model's is "
-                f"{release.digest}. Something else was deployed, or the files were altered: "
-                "deploy the release again."
-            )
+        _check(str(folder), digest, release)
         yield folder, digest
+
+
+def _check_service(service: str, applied: bool, release: Release) -> None:
+    """Raise InputError when the cluster says that the InferenceService serves something else."""
+    digest = annotated_digest(service) if applied else None
+    if digest is not None:
+        _check(f"the InferenceService {service}", digest, release)
+        return
+    unknown = "the cluster does not say what it serves" if applied else "its manifest was not applied by deploy"
+    logger.warning("infer: %s: %s; the answers are those of the published files", service, unknown)
+
+
+def _check(what: str, digest: str, release: Release) -> None:
+    if digest != release.digest:
+        raise InputError(
+            f"{what} is deployed with the digest {digest}, but the promoted model's is {release.digest}. "
+            "Something else was deployed, or the files were altered: deploy the release again."
+        )
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

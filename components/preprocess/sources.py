@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from components.errors import InputError
-from components.storage import fetch, is_remote
+from components.storage import fetch, is_remote, local_path
 
 EXTENSIONS = (".json", ".jsonl", ".csv", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet")
 
@@ -36,7 +36,7 @@ def locate(address: str, setting: str, raw: Path | None, scratch: Path) -> list[
     if is_remote(address):
         found = _fetch(address, setting, raw, scratch)
     else:
-        local = Path(address).expanduser()
+        local = local_path(address)
         inside = raw / local if raw is not None else local
         found = inside if inside.exists() else _fetch(str(local), setting, raw, scratch)
     if not found.is_dir():
@@ -126,14 +126,15 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
 def _csv(path: Path) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(sys.maxsize)  # a dialogue is longer than the default of 128 KiB
     with _open(path) as file:
-        reader = csv.DictReader(file, restkey="", strict=True)
+        reader = csv.DictReader(file, strict=True)
         try:
             for number, row in enumerate(reader, start=1):
-                if "" in row:
+                if None in row:
                     raise InputError(
                         f"{path} row {number}: has more cells than the header's "
                         f"{len(reader.fieldnames or ())}; quote cells that hold a comma."
                     )
+                row.pop("", None)  # a column without a name: the index that pandas writes
                 yield number, row
         except csv.Error as error:
             raise InputError(f"{path} line {reader.line_num}: not CSV: {error}.") from None

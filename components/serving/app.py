@@ -19,6 +19,7 @@ from components.serving.model import ServedModel, Stage, load_folder
 from components.serving.protocol import ApiError, ChatBody, TextBody
 from components.serving.watcher import Watcher
 from components.serving.worker import Worker
+from components.storage import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000) -> None
     import uvicorn
 
     listener = listen(host, port)
-    folder = Path(folder)
+    folder = local_path(str(folder))
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("components").setLevel(logging.INFO)
     with listener:

@@ -15,7 +15,7 @@ from components.artifacts import read_json, read_manifest, verify_manifest, writ
 from components.errors import InputError
 from components.registry import promote
 from components.release import version_of
-from components.storage import put_folder
+from components.storage import local_path, put_folder
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +77,19 @@ def rollback(folder: str | Path) -> Pointer:
 
     Raises InputError when there is none, or when its files were altered.
     """
-    folder = Path(folder)
+    folder = local_path(str(folder))
     current = read_pointer(folder)
     if current.previous is None:
         raise InputError(f"{folder}: {current.version} is the first version deployed there; nothing to go back to.")
     digest = verify_manifest(folder / VERSIONS / current.previous)
-    switched = _switch(folder, replace(current, version=current.previous, digest=digest, previous=current.version))
-    promote(switched.name, digest)
-    return switched
+    return _switch(
+        folder, replace(current, version=current.previous, digest=digest, previous=current.version)
+    )
+
+
+def name_champion(pointer: Pointer) -> str | None:
+    """The MLflow registry's number for what is served, which is now the champion; None when it has no such version."""
+    return promote(pointer.name, pointer.digest)
 
 
 def _is_whole(place: Path, digest: str) -> bool:

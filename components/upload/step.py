@@ -16,7 +16,7 @@ from components.artifacts import MANIFEST, Metrics, ModelCard, read_json, verify
 from components.errors import InputError
 from components.registry import register
 from components.release import Release, version_of
-from components.storage import get_text, is_remote, put_folder, put_text
+from components.storage import get_text, is_remote, local_path, put_folder, put_text
 from components.upload.card import model_card
 from components.upload.settings import UploadSettings
 
@@ -74,7 +74,7 @@ def _passed(report: Path) -> dict[str, Any]:
 def _address(settings: UploadSettings) -> str:
     """Where the model's versions and its pointer lie; absolute when local, so that others find it too."""
     registry = settings.registry.rstrip("/")
-    return f"{registry if is_remote(registry) else Path(registry or '/').absolute()}/{settings.name}"
+    return f"{registry if is_remote(registry) else local_path(registry or '/').absolute()}/{settings.name}"
 
 
 def _stage(

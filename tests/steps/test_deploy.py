@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from components.artifacts import content_digest, read_json, verify_manifest, write_manifest
+from components.cluster import annotated_digest
 from components.deploy import kserve, step
 from components.deploy.settings import DeploySettings, KServe
 from components.errors import InputError
@@ -171,7 +172,10 @@ class Cluster(BaseHTTPRequestHandler):
         self.reply(200, found)
 
     def do_GET(self) -> None:
-        found = self.objects[self.path]
+        found = self.objects.get(self.path)
+        if found is None:
+            self.reply(404, {"message": "not found"})
+            return
         self.reply(200, found)
         # ready in its newest form only for the next one who asks
         ready = {"type": "Ready", "status": "True"}
@@ -236,3 +240,14 @@ def test_a_service_that_does_not_get_ready_fails_the_step(tmp_path: Path, cluste
     manifest = kserve.inference_service(KServe(), Release.read(remote_release(tmp_path)))
     with pytest.raises(RuntimeError, match="plumbline/tiny is not ready after 0 s: no condition reported"):
         kserve.apply(manifest, wait_s=1e-9)
+
+
+def test_the_cluster_tells_which_digest_a_service_was_given(tmp_path: Path, cluster: type[Cluster]) -> None:
+    step.run(DeploySettings(target="kserve"), release=remote_release(tmp_path), deployment=tmp_path / "d")
+    assert annotated_digest("plumbline/tiny") == "0123456789ab" * 5
+    with pytest.raises(InputError, match="no InferenceService plumbline/other"):
+        annotated_digest("plumbline/other")
+
+
+def test_without_a_cluster_no_service_tells_a_digest() -> None:
+    assert annotated_digest("plumbline/tiny") is None

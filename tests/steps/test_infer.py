@@ -18,6 +18,7 @@ from components.infer.prompts import read_prompts
 from components.infer.settings import InferSettings
 from components.models import load_policy, policy_card, save_model, scalar_from_policy
 from components.records import Message, Prompt
+from components.release import Deployment
 from components.settings import Generation
 from components.tokens import load_tokenizer, template_digest
 from components.upload.settings import UploadSettings
@@ -126,6 +127,8 @@ def test_a_template_that_is_not_the_one_of_the_training_is_refused(
     digest = write_manifest(version, "version")
     release = read_json(world["release"] / "release.json")
     write_json(world["release"] / "release.json", release | {"digest": digest})
+    deployment = read_json(world["deployment"] / "deployment.json")
+    write_json(world["deployment"] / "deployment.json", deployment | {"digest": digest})
     with pytest.raises(InputError, match="the chat template has the digest"):
         step.run(InferSettings(), **world)
 
@@ -180,3 +183,52 @@ def test_a_malformed_prompt_is_named_by_file_and_row(tmp_path: Path, name: str, 
 def test_a_missing_prompt_file_names_the_setting(world: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"infer\.prompts: nowhere\.jsonl: no such file"):
         step.run(InferSettings(prompts="nowhere.jsonl"), **world)
+
+
+def test_a_tilde_in_the_prompts_is_the_home_directory(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "p.txt").write_text("what colour has the sky?")
+    rows = answered(InferSettings(prompts="~/p.txt", generation=GENERATION), world)
+    assert [row["prompt"] for row in rows] == ["what colour has the sky?"]
+
+
+def on_kserve(world: dict[str, Any], *, applied: bool, **changed: str) -> str:
+    """Make the deployment one on a cluster; the release's digest."""
+    digest = str(read_json(world["release"] / "release.json")["digest"])
+    Deployment(
+        "kserve", digest[:12], changed.get("digest", digest), service="plumbline/tiny", applied=applied
+    ).write(world["deployment"])
+    return digest
+
+
+def test_a_kserve_deployment_of_another_release_is_refused(world: dict[str, Any]) -> None:
+    promoted = on_kserve(world, applied=False, digest="another")
+    with pytest.raises(InputError, match=f"kserve deployment is deployed with the digest another, but .*{promoted}"):
+        step.run(InferSettings(), **world)
+
+
+def test_a_service_that_was_told_another_digest_is_refused(
+    world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted = on_kserve(world, applied=True)
+    monkeypatch.setattr(step, "annotated_digest", lambda service: "another")
+    with pytest.raises(InputError, match=f"InferenceService plumbline/tiny .* digest another, but .*{promoted}"):
+        step.run(InferSettings(), **world)
+
+
+@pytest.mark.parametrize(
+    ("applied", "warning"), [(True, "does not say what it serves"), (False, "was not applied by deploy")]
+)
+def test_a_service_that_cannot_be_asked_costs_a_warning(
+    world: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    applied: bool,
+    warning: str,
+) -> None:
+    promoted = on_kserve(world, applied=applied)
+    monkeypatch.setattr(step, "annotated_digest", lambda service: None)
+    rows = answered(InferSettings(limit=1, generation=GENERATION), world)
+    assert rows[0]["model_digest"] == promoted and warning in caplog.text

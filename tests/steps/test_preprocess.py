@@ -12,6 +12,7 @@ import pytest
 from components.artifacts import DataDir, Metrics, read_manifest, verify_manifest
 from components.errors import InputError
 from components.preprocess.settings import PreprocessSettings
+from components.preprocess.sources import locate, read_rows
 from components.preprocess.step import run
 from components.records import KINDS, SPLITS, Message, Preference, normalized
 
@@ -210,7 +211,8 @@ def test_a_folder_means_every_data_file_in_it(tmp_path: Path) -> None:
         ("x.jsonl", '{"question": "a", "answer": "b"}', "keys question, answer"),
         ("x.json", '{"rows": []}', "an array of rows"),
         ("x.json", '{"a": 1}\n{"a": 2}', "ends in .jsonl"),
-        ("x.csv", "prompt,chosen,rejected\na,b,c,d\n", "row 1: has more cells"),
+        ("x.csv", "prompt,chosen,rejected\na,b,c,d\n", "row 1: has more cells than the header's 3"),
+        ("x.csv", ",prompt,chosen,rejected\n0,a,b,c\n1,a,b,c,d\n", "row 2: has more cells than the header's 4"),
         ("x.xlsx", "", "accepted: .json"),
         ("x.jsonl.gz", "not zipped", "gzip"),
         ("x.parquet", "not parquet", "not a Parquet file"),
@@ -282,3 +284,21 @@ def test_a_source_on_gs_is_copied_and_read(tmp_path: Path, monkeypatch: pytest.M
     finally:
         server.stop()
     assert [row.source for row in both_splits(data, "preferences")] == ["pairs.jsonl:1"]
+
+
+def test_the_unnamed_index_that_pandas_writes_is_no_column(tmp_path: Path) -> None:
+    import pandas as pd
+
+    path = tmp_path / "pairs.csv"
+    pd.DataFrame({"prompt": ["a, b", "c"], "response": ["d", "e"]}).to_csv(path)
+    assert path.read_text().startswith(",prompt,response\n0,")
+    assert [row.value for row in read_rows(path, "pairs.csv")] == [
+        {"prompt": "a, b", "response": "d"},
+        {"prompt": "c", "response": "e"},
+    ]
+
+
+def test_a_tilde_in_a_source_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "p.jsonl").write_text('"q"')
+    assert locate("~/p.jsonl", "preprocess.prompts.0.path", None, tmp_path) == [tmp_path / "p.jsonl"]

@@ -219,3 +219,32 @@ def test_the_registry_has_one_version_per_digest_and_two_aliases(
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     assert client.get_model_version_by_alias("tiny", "candidate").tags == {"digest": "bbb"}
     assert client.get_model_version_by_alias("tiny", "champion").tags == {"digest": "aaa"}
+
+
+def test_a_registry_that_fails_costs_a_warning_without_its_password_and_the_model_is_published(
+    settings: UploadSettings,
+    model: Path,
+    report: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    step.run(settings, model=model, report=report, release=tmp_path / "release")
+    release = read_json(tmp_path / "release" / "release.json")
+    assert release["model_version"] is None and verify_manifest(Path(release["uri"])) == release["digest"]
+    assert promote("tiny", release["digest"]) is None
+    warnings = [record.getMessage() for record in caplog.records if record.name == "components.registry"]
+    assert [message.rsplit(": ", 1)[1] for message in warnings] == [
+        "tiny is not registered in MLflow",
+        "the champion alias of tiny is not set in MLflow",
+    ]
+    assert "secret" not in caplog.text
+
+
+def test_a_version_is_readable_by_others(settings: UploadSettings, model: Path, report: Path, tmp_path: Path) -> None:
+    step.run(settings, model=model, report=report, release=tmp_path / "release")
+    place = Path(read_json(tmp_path / "release" / "release.json")["uri"])
+    assert place.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in place.rglob("*") if path.is_file()} == {0o644}

@@ -136,5 +136,6 @@ def test_a_malformed_file_is_named_with_the_line(config, text: str, part: str) -
 
 def test_a_packaged_configuration_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # a folder of that name is no configuration
     assert resolve([Path("demo")]).demo is not None
     assert resolve([Path("default")]).demo is None

@@ -7,18 +7,22 @@ import pytest
 
 from components.artifacts import write_json, write_manifest
 from components.serving.folder import publish
+from components.tracking import MlflowRun
 from pipeline.ledger import Ledger
-from pipeline.promotion import stands
+from pipeline.promotion import anchored, stands
 from pipeline.runs import RunFolder
-from pipeline.summary import Result
+from pipeline.settings import Settings
+from pipeline.summary import Result, summarize
 
 
 @pytest.fixture
 def version(tmp_path: Path) -> tuple[Path, str]:
-    folder = tmp_path / "registry" / "v1"
+    folder = tmp_path / "registry" / "tiny" / "versions" / "v1"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_text("weights")
-    return folder, write_manifest(folder, "version")
+    digest = write_manifest(folder, "version")
+    write_json(tmp_path / "registry" / "tiny" / "candidate.json", {"digest": digest})
+    return folder, digest
 
 
 def test_a_cached_upload_stands_while_its_version_is_in_the_registry(tmp_path: Path, version) -> None:
@@ -26,6 +30,29 @@ def test_a_cached_upload_stands_while_its_version_is_in_the_registry(tmp_path: P
     write_json(tmp_path / "upload/release/release.json", {"uri": str(folder), "digest": digest})
     assert stands("upload", tmp_path / "upload")
     shutil.rmtree(folder)
+    assert not stands("upload", tmp_path / "upload")
+
+
+def test_a_cached_upload_is_not_believed_when_a_file_was_altered_or_lost(tmp_path: Path, version) -> None:
+    folder, digest = version
+    write_json(tmp_path / "upload/release/release.json", {"uri": str(folder), "digest": digest})
+    weights = folder / "model.safetensors"
+    weights.write_text("altered")  # the manifest still states the digest
+    assert not stands("upload", tmp_path / "upload")
+    weights.write_text("weights")
+    assert stands("upload", tmp_path / "upload")
+    weights.unlink()
+    assert not stands("upload", tmp_path / "upload")
+
+
+@pytest.mark.parametrize("pointer", ['{"digest": "of another version"}', "{}", "[]", "no JSON", None])
+def test_a_cached_upload_is_not_believed_when_it_is_not_the_candidate(
+    tmp_path: Path, version, pointer: str | None
+) -> None:
+    folder, digest = version
+    write_json(tmp_path / "upload/release/release.json", {"uri": str(folder), "digest": digest})
+    path = tmp_path / "registry" / "tiny" / "candidate.json"
+    path.unlink() if pointer is None else path.write_text(pointer)
     assert not stands("upload", tmp_path / "upload")
 
 
@@ -38,6 +65,11 @@ def test_a_cached_deployment_stands_while_its_version_is_the_one_served(tmp_path
     )
     assert not stands("deploy", tmp_path / "deploy")
     publish(folder, "plumbline", serving)
+    assert stands("deploy", tmp_path / "deploy")
+    (served,) = serving.glob("versions/*/model.safetensors")
+    served.write_text("altered")
+    assert not stands("deploy", tmp_path / "deploy")
+    served.write_text("weights")
     assert stands("deploy", tmp_path / "deploy")
     (folder / "model.safetensors").write_text("other weights")
     write_manifest(folder, "version")
@@ -68,3 +100,40 @@ def test_a_run_goes_on_without_mlflow_after_one_warning(tmp_path: Path, monkeypa
     assert "no route to host" in warnings[0]
     assert ledger.environment() == {}
     assert ledger.place() is None
+
+
+def test_what_mlflow_is_told_and_shown_of_its_address_has_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow.org")
+
+    def refuse(*_: object) -> None:
+        raise ConnectionError("no route to http://me:secret@mlflow.org/api")
+
+    monkeypatch.setattr("pipeline.ledger.MlflowRun.create", refuse)
+    warnings: list[str] = []
+    ledger = Ledger(tmp_path, warnings.append)
+    ledger.open("demo", RunFolder.create(tmp_path), {})
+    assert "http://mlflow.org" in warnings[0] and "secret" not in warnings[0]
+    ledger.run = MlflowRun(None, "r", "7")
+    assert ledger.place() == "http://mlflow.org/#/experiments/7/runs/r"
+    assert ledger.address == "http://me:secret@mlflow.org"  # what the steps connect with
+
+
+def test_the_folders_of_upload_and_deploy_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    settings = anchored(Settings())
+    assert settings.upload.registry == str(tmp_path / "models")
+    assert settings.deploy.serving_dir == str(tmp_path / "serving")
+    given = {"upload": {"registry": "gs://bucket/models"}, "deploy": {"serving_dir": "~/serving"}}
+    settings = anchored(Settings.model_validate(given))
+    assert settings.upload.registry == "gs://bucket/models"
+    assert settings.deploy.serving_dir == "/home/somebody/serving"
+
+
+@pytest.mark.parametrize(("applied", "served"), [(True, "d"), (False, None)])
+def test_a_manifest_that_waits_to_be_applied_serves_nothing(tmp_path: Path, applied: bool, served: str | None) -> None:
+    write_json(tmp_path / "deployment/deployment.json", {"target": "kserve", "digest": "d", "applied": applied})
+    results = {"deploy": Result("deploy", "succeeded", folder=tmp_path)}
+    assert summarize("r", "succeeded", 1.0, ("deploy",), results)["served_digest"] == served

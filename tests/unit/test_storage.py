@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from components.errors import InputError
-from components.storage import fetch, fingerprint, get_text, is_remote, put_folder, put_text
+from components.storage import fetch, fingerprint, get_text, is_remote, local_path, put_folder, put_text
 
 BUCKET = "gs://feedback"
 
@@ -130,3 +130,76 @@ def test_an_address_without_an_object_name_is_an_error(address: str) -> None:
     assert is_remote(address) and not is_remote("data/gs")
     with pytest.raises(InputError, match="accepted: gs://bucket/name"):
         fetch(address)
+
+
+def test_a_tilde_is_the_home_directory_for_every_verb(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put_folder(folder, "~/store/model")
+    put_text("text", "~/store/pointer.json")
+    assert contents(fetch("~/store/model")) == contents(folder)
+    assert fingerprint("~/store/model") == fingerprint(str(folder))
+    assert get_text("~/store/pointer.json") == "text" == (tmp_path / "store" / "pointer.json").read_text()
+    with pytest.raises(InputError, match="no such user's home directory"):
+        local_path("~there-is-no-such-user/model")
+
+
+def test_what_is_put_may_be_read_by_others_though_the_source_is_private(folder: Path, tmp_path: Path) -> None:
+    for path in (folder / "a.txt", folder / "below" / "b.bin"):
+        path.chmod(0o600)
+    for path in (folder / "below", folder):
+        path.chmod(0o700)
+    put_folder(folder, str(tmp_path / "store" / "model"))
+    target = tmp_path / "store" / "model"
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (target, *target.rglob("*"))}
+    assert modes == {"model": 0o755, "below": 0o755, "a.txt": 0o644, "b.bin": 0o644}
+
+
+def test_a_bucket_that_is_not_there_is_one_message(emulator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
+    with pytest.raises(InputError, match=r"^gs://nowhere/model: .*Create the bucket or correct the address\.$"):
+        put_text("text", "gs://nowhere/model")
+    with pytest.raises(InputError, match=r"^gs://-/model: .*Correct the address\.$"):
+        fetch("gs://-/model")
+
+
+def refusals() -> list[tuple[Exception, str]]:
+    from google.api_core.exceptions import Forbidden, RetryError
+    from google.auth.exceptions import DefaultCredentialsError
+    from requests.exceptions import ConnectionError as NoConnection
+
+    return [
+        (Forbidden("the account may not\nmore of it"), "403 the account may not. Allow this account"),
+        (DefaultCredentialsError("Your default credentials were not found. See\nhere"), "Sign in with `gcloud"),
+        (RetryError("Timeout of 120.0s exceeded", None), "Timeout of 120.0s exceeded.* Try again later"),
+        (NoConnection("no route to host"), "no route to host. Check the network"),
+    ]
+
+
+@pytest.mark.parametrize(("error", "message"), refusals())
+def test_what_google_refuses_is_one_line_with_the_address_and_the_next_move(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from google.cloud import storage
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    class Client:
+        def bucket(self, name: str) -> object:
+            return type("Bucket", (), {"list_blobs": refuse, "get_blob": refuse})()
+
+    monkeypatch.setattr(storage, "Client", Client)
+    for look in (fetch, fingerprint, get_text):
+        with pytest.raises(InputError, match=message) as caught:
+            look("gs://bucket/model")
+        assert str(caught.value).startswith("gs://bucket/model: ") and "\n" not in str(caught.value)
+
+
+def test_missing_credentials_are_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "nothing.json"))
+    with pytest.raises(InputError, match=r"^gs://bucket/model: .*nothing\.json.*Sign in with"):
+        fetch("gs://bucket/model")

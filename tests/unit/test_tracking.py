@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from components import tracking
-from components.tracking import MlflowRun, flattened, track
+from components.tracking import MlflowRun, flattened, track, without_password
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +108,32 @@ def test_a_step_gets_a_run_below_the_pipelines_with_params_numbers_and_reports(
     with track("sft", {}, tmp_path / "task") as tracker:
         assert tracker.run_id == theirs.run_id
     assert client.get_run(theirs.run_id).info.status == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:secret@mlflow.org:5000/x", "https://mlflow.org:5000/x"),
+        ("postgresql+psycopg2://me:se/c:r@et@db/mlflow", "postgresql+psycopg2://db/mlflow"),
+        ("request to http://token@host/api failed; http://a:b@c", "request to http://host/api failed; http://c"),
+        ("sqlite:////runs/mlflow.db", "sqlite:////runs/mlflow.db"),
+        ("http://localhost:5000/#/runs by me@example.org", "http://localhost:5000/#/runs by me@example.org"),
+    ],
+)
+def test_an_address_is_shown_without_user_and_password(text: str, shown: str) -> None:
+    assert without_password(text) == without_password(ValueError(text)) == shown
+
+
+def test_the_warning_of_a_failing_server_holds_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = "http://me:secret@127.0.0.1:1"
+
+    def refuse(*_: object) -> None:
+        raise ConnectionError(f"no route to {address}/api")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setattr(MlflowRun, "create", refuse)
+    with track("sft", {}, tmp_path):
+        pass
+    assert "no route to http://127.0.0.1:1/api" in caplog.text and "secret" not in caplog.text
