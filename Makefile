@@ -1,7 +1,7 @@
 # The commands a person types. Each first sees to .venv, which costs nothing once it is ready.
 #
 #   make run ARGS="rl.algorithm.kl_coef=0.05"     more words for the command behind a target
-#   make PYTHON=/opt/python3.11/bin/python3 run   another interpreter
+#   make PYTHON=python3.12 run                    another interpreter
 #   make UV=false run                             install with pip alone
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

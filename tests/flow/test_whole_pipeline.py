@@ -8,21 +8,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.settings import TASKS
+
 ROOT = Path(__file__).parents[2]
-TASKS = [
-    "demo",
-    "preprocess",
-    "base",
-    "validate",
-    "sft",
-    "reward",
-    "cost",
-    "rl",
-    "evaluate",
-    "upload",
-    "deploy",
-    "infer",
-]
 TINY = """
 demo: {num_corpus: 400, num_demonstrations: 200, num_pairs: 200, num_prompts: 60, num_test_prompts: 40}
 base: {training: {epochs: 1, batch_tokens: 4096}}
