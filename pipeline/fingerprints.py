@@ -12,7 +12,7 @@ from pathlib import Path
 
 from components.artifacts import file_sha256, json_digest
 from components.errors import InputError
-from components.storage import fingerprint, is_remote
+from components.storage import fingerprint, is_remote, local_path
 from pipeline.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +93,7 @@ def _sources(settings: Settings, task: str) -> Iterator[tuple[str, str]]:
     elif task == "base":
         if settings.base.text and _lies_outside(settings, settings.base.text):
             yield "base.text", _digest("base.text", settings.base.text)
-        elif settings.base.model and (is_remote(settings.base.model) or Path(settings.base.model).is_dir()):
+        elif settings.base.model and (is_remote(settings.base.model) or local_path(settings.base.model).is_dir()):
             yield "base.model", _digest("base.model", settings.base.model)
     elif task == "infer" and settings.infer.prompts:
         yield "infer.prompts", _digest("infer.prompts", settings.infer.prompts)
@@ -110,7 +110,7 @@ def _preprocess_sources(settings: Settings) -> Iterator[tuple[str, str]]:
 
 def _lies_outside(settings: Settings, address: str) -> bool:
     """Whether an address is no file of the demo world's, which are covered by their own task."""
-    return settings.demo is None or is_remote(address) or Path(address).exists()
+    return settings.demo is None or is_remote(address) or local_path(address).exists()
 
 
 def _digest(key: str, address: str) -> str:

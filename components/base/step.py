@@ -15,7 +15,7 @@ from components.checkpoints import Checkpoints
 from components.errors import InputError
 from components.likelihood import Likelihood, Passage, evaluate_likelihood
 from components.models import load_policy, policy_card, save_model
-from components.storage import fetch, is_remote
+from components.storage import fetch, is_remote, local_path
 from components.tokens import load_tokenizer
 from components.training import fit
 
@@ -56,7 +56,7 @@ def _adopt(settings: BaseSettings, base: Path) -> Metrics:
 
 def _folder(name: str) -> Path:
     """The local folder of a model named by path, address or Hugging Face name."""
-    if is_remote(name) or Path(name).exists():
+    if is_remote(name) or local_path(name).exists():
         return fetch(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError

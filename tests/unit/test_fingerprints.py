@@ -7,7 +7,7 @@ import pytest
 
 from components.errors import InputError
 from pipeline.fingerprints import ROOT, code_files, fingerprints
-from pipeline.overrides import resolve
+from pipeline.overrides import CONFIGS, resolve
 
 
 def names(step: str) -> set[str]:
@@ -75,3 +75,13 @@ def test_the_cost_task_runs_the_reward_steps_code() -> None:
 
 def test_a_reports_page_belongs_to_the_code_of_its_step() -> None:
     assert "components/evaluate/report.html.j2" in {str(path.relative_to(ROOT)) for path in code_files("evaluate")}
+
+
+def test_a_model_in_the_home_directory_counts_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    digests = set()
+    for content in ("one", "two"):
+        (tmp_path / "model" / "config.json").write_text(content)
+        digests.add(fingerprints(resolve([CONFIGS / "demo.yaml"], ["base.model=~/model"]))["base"])
+    assert len(digests) == 2
