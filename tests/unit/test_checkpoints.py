@@ -73,7 +73,7 @@ def test_other_settings_inputs_or_steps_have_another_folder(tmp_path: Path) -> N
     output = tmp_path / "model"
 
     def folder_of(step: str, lr: float, given: Path) -> Path:
-        return Checkpoints.of(step, {"lr": lr}, {"data": given}, output, every=5).folder
+        return Checkpoints.of(step, {"lr": lr}, {"data": given}, output, every=5).place
 
     assert folder_of("sft", 0.1, data) == folder_of("sft", 0.1, data)
     folders = {
@@ -87,16 +87,16 @@ def test_an_input_that_is_a_file_counts_by_its_content(tmp_path: Path) -> None:
     text, folders = tmp_path / "text.txt", set()
     for content in ("one", "two"):
         text.write_text(content)
-        folders.add(Checkpoints.of("base", {}, {"text": text}, tmp_path / "model", every=1).folder)
+        folders.add(Checkpoints.of("base", {}, {"text": text}, tmp_path / "model", every=1).place)
     assert len(folders) == 2
 
 
 def test_checkpoints_lie_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beside = Checkpoints.of("sft", {}, {}, tmp_path / "run" / "model", every=1)
-    assert beside.folder.parent == tmp_path / "run" / "checkpoints"
+    assert Path(beside.place).parent == tmp_path / "run" / "checkpoints"
     monkeypatch.setenv("PLUMBLINE_CHECKPOINTS", str(tmp_path / "kept"))
     kept = Checkpoints.of("sft", {}, {}, tmp_path / "run" / "model", every=1)
-    assert kept.folder == tmp_path / "kept" / beside.folder.name
+    assert kept.place == str(tmp_path / "kept" / Path(beside.place).name)
 
 
 def test_with_every_zero_none_is_due_and_what_there_is_is_read(tmp_path: Path) -> None:
@@ -119,5 +119,5 @@ def test_other_code_has_another_folder(tmp_path: Path, monkeypatch: pytest.Monke
     folders = set()
     for fingerprint in ("one", "two", "one"):
         monkeypatch.setenv("PLUMBLINE_FINGERPRINT", fingerprint)
-        folders.add(Checkpoints.of("rl", {}, {}, tmp_path / "model", 1).folder)
+        folders.add(Checkpoints.of("rl", {}, {}, tmp_path / "model", 1).place)
     assert len(folders) == 2
