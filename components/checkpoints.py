@@ -20,7 +20,7 @@ from torch import Tensor
 from components import storage
 from components.artifacts import file_sha256, folder_digest, json_digest, read_json, write_json
 from components.errors import InputError
-from components.tracking import flattened
+from components.parsing import flattened
 
 logger = logging.getLogger(__name__)
 ROOT = "PLUMBLINE_CHECKPOINTS"
