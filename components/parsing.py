@@ -57,6 +57,15 @@ def tagged(models: Iterable[type[BaseModel]], tag: Any) -> type[BaseModel] | Non
     return None
 
 
+def flattened(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested settings under its dotted key."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flattened(value, f"{above}{key}.")
+        else:
+            yield above + key, value
+
+
 def _is_dict(annotation: Any) -> bool:
     """Whether a field holds settings under names that a person chooses: null takes one out, defaults add none."""
     return get_origin(annotation) in (dict, Mapping)

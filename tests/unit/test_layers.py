@@ -23,9 +23,8 @@ STEPS = {
 }
 VOCABULARY = {f"components.{name}" for name in ("settings", "records", "errors")}
 LAUNCHERS = {"components.launch", "components.__main__"}
-OPEN_TO_PIPELINE = VOCABULARY | {
-    f"components.{name}" for name in ("artifacts", "launch", "outputs", "parsing", "storage", "tracking")
-}
+LIGHT = ("artifacts", "launch", "mlflow_run", "outputs", "parsing", "storage", "termination", "tracking")
+OPEN_TO_PIPELINE = VOCABULARY | {f"components.{name}" for name in LIGHT}
 HEAVY = {
     "accelerate", "datasets", "deepspeed", "google.cloud", "matplotlib", "mlflow", "numpy", "pandas", "peft",
     "pyarrow", "tokenizers", "torch", "transformers",

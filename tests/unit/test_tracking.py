@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from components import tracking
-from components.tracking import MlflowRun, flattened, track, without_password
+from components.mlflow_run import MlflowRun
+from components.parsing import flattened
+from components.tracking import track, without_password
 
 
 @pytest.fixture(autouse=True)
