@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, R response tokens, V vocabulary, H hidden size.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from components.artifacts import LANGUAGE_MODELS, ModelCard, read_json, write_manifest
+from components.artifacts import LANGUAGE_MODELS, MANIFEST, ModelCard, read_json, write_manifest
 from components.errors import InputError
 from components.settings import Lora
 from components.tokens import Tokenizer, load_tokenizer, position_ids, template_digest
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MEMBERS = "members"
 
 
 def device() -> torch.device:
@@ -170,10 +171,13 @@ def save_model(
     *,
     settings: Mapping[str, Any],
     parents: Mapping[str, Path],
+    members: Sequence[Path] = (),
 ) -> str:
     """Write a Hugging Face folder (safetensors, float32, adapters merged) with card and manifest.
 
-    Returns the folder's digest, which depends on content alone.
+    `members` are the folders of models trained alike, which are copied in as members/1 and so on, each a model
+    folder but for the manifest: the folder's own covers them. Returns the folder's digest, which depends on content
+    alone.
     """
     from peft import PeftModel
 
@@ -184,7 +188,14 @@ def save_model(
     model.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
     card.write(folder)
+    for number, member in enumerate(members, start=1):
+        shutil.copytree(member, folder / MEMBERS / str(number), ignore=shutil.ignore_patterns(MANIFEST))
     return write_manifest(folder, card.kind, settings=settings, parents=parents)
+
+
+def member_folders(folder: Path) -> list[Path]:
+    """The further models of an ensemble in a model's folder, in order; none where it holds one model alone."""
+    return sorted((folder / MEMBERS).glob("[0-9]*"), key=lambda member: int(member.name))
 
 
 def policy_card(base: str, step: str, tokenizer: Tokenizer) -> ModelCard:
