@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, R response tokens, V vocabulary, H hidden size.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from components.artifacts import LANGUAGE_MODELS, MANIFEST, ModelCard, read_json, write_manifest
+from components.artifacts import LANGUAGE_MODELS, MEMBERS, ModelCard, read_json, write_manifest
 from components.errors import InputError
 from components.settings import Lora
 from components.tokens import Tokenizer, load_tokenizer, position_ids, template_digest
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MEMBERS = "members"
 
 
 def device() -> torch.device:
@@ -171,31 +170,26 @@ def save_model(
     *,
     settings: Mapping[str, Any],
     parents: Mapping[str, Path],
-    members: Sequence[Path] = (),
+    members: Iterable[tuple[Any, ModelCard]] = (),
 ) -> str:
     """Write a Hugging Face folder (safetensors, float32, adapters merged) with card and manifest.
 
-    `members` are the folders of models trained alike, which are copied in as members/1 and so on, each a model
-    folder but for the manifest: the folder's own covers them. Returns the folder's digest, which depends on content
-    alone.
+    `members`, models trained alike, are written below it as members/1 and so on, in the same form but under the one
+    manifest. Returns the folder's digest, which depends on content alone.
     """
-    from peft import PeftModel
-
     if folder.exists():
         shutil.rmtree(folder)
-    if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
-    model.save_pretrained(str(folder), safe_serialization=True)
-    tokenizer.save_pretrained(str(folder))
-    card.write(folder)
-    for number, member in enumerate(members, start=1):
-        shutil.copytree(member, folder / MEMBERS / str(number), ignore=shutil.ignore_patterns(MANIFEST))
+    _write(model, tokenizer, folder, card)
+    for number, (member, its_card) in enumerate(members, start=1):
+        _write(member, tokenizer, folder / MEMBERS / str(number), its_card)
     return write_manifest(folder, card.kind, settings=settings, parents=parents)
 
 
-def member_folders(folder: Path) -> list[Path]:
-    """The further models of an ensemble in a model's folder, in order; none where it holds one model alone."""
-    return sorted((folder / MEMBERS).glob("[0-9]*"), key=lambda member: int(member.name))
+def merged(model: Any) -> Any:
+    """The model with its adapters merged into its weights; itself when it has none."""
+    from peft import PeftModel
+
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
 def policy_card(base: str, step: str, tokenizer: Tokenizer) -> ModelCard:
@@ -208,6 +202,12 @@ def _architectures(folder: Path) -> list[str]:
     if not (folder / "config.json").exists():
         raise InputError(f"{folder}: no config.json; not a Hugging Face model folder.")
     return list(read_json(folder / "config.json").get("architectures") or [])
+
+
+def _write(model: Any, tokenizer: Tokenizer, folder: Path, card: ModelCard) -> None:
+    merged(model).save_pretrained(str(folder), safe_serialization=True)
+    tokenizer.save_pretrained(str(folder))
+    card.write(folder)
 
 
 def _load(auto_class: Any, folder: Path, dtype: str, **config: Any) -> Any:

@@ -8,18 +8,16 @@ do: all models start from the same backbone with a head at zero.
 
 import logging
 import random
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from components.artifacts import Metrics, ModelCard, folder_digest, verify_manifest
+from components.artifacts import Metrics, ModelCard, folder_digest
 from components.checkpoints import Checkpoints
-from components.errors import InputError
-from components.models import ScalarModel, save_model, scalar_from_policy, with_lora
+from components.models import ScalarModel, merged, scalar_from_policy, with_lora
 from components.reward.measures import held_out_metrics
 from components.reward.pairs import Pair, PairObjective, score_pairs
 from components.reward.settings import RewardSettings
@@ -45,16 +43,24 @@ class Lesson:
     """data and sft."""
     output: Path
 
-    def checkpoints(self, number: int) -> Checkpoints:
-        """Those of a member."""
-        settings, every = self.settings, self.settings.training.checkpoint_every
-        name = settings.kind if number == 0 else f"{settings.kind}-{number}"
-        return Checkpoints.of(name, settings.model_dump(mode="json"), self.inputs, self.output, every)
+    def checkpoints(self, number: int, finished: bool = False) -> Checkpoints:
+        """Those of a member's training, or the one that holds it `finished`."""
+        training = self.settings.training
+        name = "-".join([self.settings.kind, *([str(number)] if number else []), *(["finished"] if finished else [])])
+        plain = self.settings.model_dump(mode="json")
+        return Checkpoints.of(
+            name, plain, self.inputs, self.output, training.checkpoint_every, training.keep_checkpoints
+        )
+
+    def card(self, mean: float, std: float) -> ModelCard:
+        """The card of a member with this normalisation."""
+        kind, base = self.settings.kind, folder_digest(self.inputs["sft"])
+        return ModelCard(kind, base, kind, template_digest(self.tokenizer), mean, std)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained scalar model."""
+    """A trained scalar model, adapters merged, in Hugging Face's form."""
 
     model: Any
     card: ModelCard
@@ -63,10 +69,10 @@ class Trained:
 
 def train_member(lesson: Lesson, number: int) -> Trained:
     """Member `number` (0 is the first), with its held-out metrics and its normalisation."""
-    settings, objective, sft = lesson.settings, lesson.objective, lesson.inputs["sft"]
+    settings, objective = lesson.settings, lesson.objective
     seed = settings.seed + STRIDE * number
     torch.manual_seed(seed)
-    scalar = scalar_from_policy(sft)
+    scalar = scalar_from_policy(lesson.inputs["sft"])
     scalar.model = with_lora(scalar.model, settings.lora, task_type="SEQ_CLS")
     budget = settings.training.batch_tokens
     metrics = fit(
@@ -83,36 +89,35 @@ def train_member(lesson: Lesson, number: int) -> Trained:
     )
     some = random.Random(settings.seed).sample(lesson.train, min(settings.normalization_pairs, len(lesson.train)))
     mean, std = normalization(scalar, objective, some, budget)
-    card = ModelCard(
-        settings.kind, folder_digest(sft), settings.kind, template_digest(lesson.tokenizer), mean, std
-    )
-    return Trained(scalar.model, card, metrics | {"score/mean": mean, "score/std": std})
+    return Trained(merged(scalar.model), lesson.card(mean, std), metrics | {"score/mean": mean, "score/std": std})
 
 
-def finished_member(lesson: Lesson, number: int) -> Path:
-    """The folder of a further member: one that an interrupted run has finished, or trained now.
+def finish_member(lesson: Lesson, number: int) -> None:
+    """Leave a checkpoint with member `number` as it is when trained, unless an interrupted run has left it already.
 
-    It lies beside the member's checkpoints, under their key, until the caller has copied it to where it belongs.
+    Its weights and its normalisation, and nothing of the optimiser, so that all members together take little room.
     """
-    checkpoints = lesson.checkpoints(number)
-    folder = checkpoints.folder.with_name(f"{checkpoints.folder.name}-finished")
-    if folder.exists():
-        try:
-            verify_manifest(folder)
-        except InputError as error:
-            logger.warning("member %d is trained again: %s", number, error)
-            shutil.rmtree(folder)
-        else:
-            logger.info("member %d is finished already", number)
-            return folder
-    logger.info("%s: member %d of %d", lesson.settings.kind, number + 1, lesson.settings.members)
+    finished = lesson.checkpoints(number, finished=True)
+    if finished.latest():
+        logger.info("%s: member %d is trained already", lesson.settings.kind, number)
+        return
+    logger.info("%s: member %d of %d further ones", lesson.settings.kind, number, lesson.settings.members - 1)
     trained = train_member(lesson, number)
-    part = folder.with_name(f".{folder.name}.part")
-    settings = lesson.settings.model_dump(mode="json")
-    save_model(trained.model, lesson.tokenizer, part, trained.card, settings=settings, parents=lesson.inputs)
-    part.rename(folder)
-    checkpoints.clear()
-    return folder
+    weights = dict(trained.model.named_parameters())
+    finished.save(1, weights, {"mean": trained.card.score_mean, "std": trained.card.score_std})
+    lesson.checkpoints(number).clear()
+
+
+def finished_members(lesson: Lesson) -> Iterator[tuple[Any, ModelCard]]:
+    """Every further member with its card, in order, read from its checkpoint when it is asked for."""
+    for number in range(1, lesson.settings.members):
+        checkpoint = lesson.checkpoints(number, finished=True).latest()
+        assert checkpoint is not None, "finish_member comes first"
+        model = scalar_from_policy(lesson.inputs["sft"]).model
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(checkpoint.tensors[name])
+        yield model, lesson.card(checkpoint.values["mean"], checkpoint.values["std"])
 
 
 def normalization(

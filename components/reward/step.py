@@ -1,14 +1,13 @@
 """Reward and cost models: the SFT model's backbone with a scalar head, trained on preferences."""
 
 import logging
-import shutil
 from pathlib import Path
 
-from components.artifacts import DataDir, Metrics
+from components.artifacts import DataDir, Metrics, member_folders
 from components.errors import InputError
-from components.models import load_scalar, member_folders, save_model
+from components.models import load_scalar, save_model
 from components.reward.measures import ensemble_metrics
-from components.reward.members import Lesson, finished_member, train_member
+from components.reward.members import Lesson, finish_member, finished_members, train_member
 from components.reward.pairs import PairObjective, encode_pairs, score_pairs
 from components.reward.settings import RewardSettings
 from components.tokens import load_tokenizer
@@ -25,7 +24,9 @@ def run(settings: RewardSettings, *, data: Path, sft: Path, model: Path) -> Metr
     """
     lesson = _lesson(settings, data, sft, model)
     logger.info("%s: %d pairs, %d held out", settings.kind, len(lesson.train), len(lesson.test))
-    members = [finished_member(lesson, number) for number in range(1, settings.members)]
+    further = range(1, settings.members)
+    for number in further:
+        finish_member(lesson, number)
     first = train_member(lesson, 0)  # last, so that it goes from memory to where it belongs
     save_model(
         first.model,
@@ -34,12 +35,12 @@ def run(settings: RewardSettings, *, data: Path, sft: Path, model: Path) -> Metr
         first.card,
         settings=settings.model_dump(mode="json"),
         parents=lesson.inputs,
-        members=members,
+        members=finished_members(lesson),
     )
-    metrics = first.metrics | (_ensemble_metrics(lesson, model) if members else {})
+    metrics = first.metrics | (_ensemble_metrics(lesson, model) if further else {})
     lesson.checkpoints(0).clear()
-    for folder in members:
-        shutil.rmtree(folder)
+    for number in further:
+        lesson.checkpoints(number, finished=True).clear()
     return metrics
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from components.artifacts import Metrics
+from components.artifacts import Metrics, member_folders
 from components.errors import InputError
 from components.generation import Response
-from components.models import member_folders
 from components.records import Conversation
 from components.scoring.model import load_scorer
 from components.scoring.scorer import Role, Scorer

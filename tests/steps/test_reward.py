@@ -207,8 +207,8 @@ def test_an_interrupted_ensemble_trains_no_finished_member_again(
         with pytest.raises(KeyboardInterrupt):
             run(settings(members=3), **inputs)
     assert trained == [1, 2, 2, 0]
-    (half,) = (path for path in (again.parent / "checkpoints").iterdir() if path.name.startswith("reward-2"))
-    (half / "model.safetensors").write_bytes(b"half")  # a damaged one is trained again
+    (half,) = (again.parent / "checkpoints").glob("reward-2-finished-*/*/tensors.safetensors")
+    half.write_bytes(b"half")  # a damaged one is trained again
     assert run(settings(members=3), **inputs) == metrics
     assert trained[4:] == [2, 0]
     assert read_manifest(again)["digest"] == read_manifest(folder)["digest"]

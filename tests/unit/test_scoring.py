@@ -1,5 +1,6 @@
 """Scores of texts by one model, what any scorer may give back, and which scorer the settings mean."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,18 +127,14 @@ def test_a_cost_model_is_no_reward_model(cost_folder: Path) -> None:
 
 
 def test_an_ensemble_is_read_from_the_models_folder(reward_folder: Path, tmp_path: Path) -> None:
-    model = load_scalar(reward_folder)
-    torch.nn.init.normal_(model.model.score.weight)
-    other, folder = tmp_path / "other", tmp_path / "ensemble"
-    card, tokenizer = ModelCard.read(reward_folder), load_tokenizer(reward_folder)
-    save_model(model.model, tokenizer, other, card, settings={}, parents={})
-    first = load_scalar(reward_folder).model
-    members = [reward_folder, other, *[other] * 8, reward_folder]
-    save_model(first, tokenizer, folder, card, settings={}, parents={}, members=members[1:])
+    card, tokenizer, folder = ModelCard.read(reward_folder), load_tokenizer(reward_folder), tmp_path / "ensemble"
+    model = load_scalar(reward_folder).model
+    members = ((model, replace(card, score_mean=card.score_mean - 2 * number)) for number in range(1, 11))
+    save_model(model, tokenizer, folder, card, settings={}, parents={}, members=members)
     built = build_scorer(EnsembleScorerSettings(), folder, "reward")
     assert isinstance(built, EnsembleScorer)
     responses = [Response("yes", (), True)] * 3
-    alone = [load_scorer(member).score(PROMPTS, responses) for member in members]
-    for member, scores in zip(built.members, alone, strict=True):  # 10 comes after 9 and not after 1
-        assert torch.equal(member.score(PROMPTS, responses), scores)
-    torch.testing.assert_close(built.score(PROMPTS, responses), torch.stack(alone).mean(0))
+    alone = load_scorer(reward_folder).score(PROMPTS, responses)
+    for number, member in enumerate(built.members):  # 10 comes after 9 and not after 1; the deviation is 2
+        torch.testing.assert_close(member.score(PROMPTS, responses), alone + number)
+    torch.testing.assert_close(built.score(PROMPTS, responses), alone + 5)
