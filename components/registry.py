@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from components.errors import InputError
-from components.tracking import PARENT_RUN, without_password
+from components.mlflow_run import without_password
+from components.tracking import PARENT_RUN
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ STEPS = {
 VOCABULARY = {f"components.{name}" for name in ("settings", "records", "errors")}
 LAUNCHERS = {"components.launch", "components.__main__"}
 OPEN_TO_PIPELINE = VOCABULARY | {
-    f"components.{name}" for name in ("artifacts", "launch", "outputs", "parsing", "storage", "tracking")
+    f"components.{name}"
+    for name in ("artifacts", "launch", "mlflow_run", "outputs", "parsing", "storage", "tracking")
 }
 HEAVY = {
     "accelerate", "datasets", "deepspeed", "google.cloud", "matplotlib", "mlflow", "numpy", "pandas", "peft",

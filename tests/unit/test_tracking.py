@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from components import tracking
-from components.tracking import MlflowRun, flattened, track, without_password
+from components.mlflow_run import MlflowRun, flattened, without_password
+from components.tracking import track
 
 
 @pytest.fixture(autouse=True)
