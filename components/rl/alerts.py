@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from components.artifacts import Metrics
 from components.monitoring import Detector, Monitor
+from components.rl.algorithm_settings import AlgorithmSettings, OnlineSettings, PPOLagSettings
 from components.settings import AlertSettings
 
 RATIO_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
@@ -17,19 +18,18 @@ the chance of less than -KL_NOISE is largest at K = KL_NOISE, where it is that o
 -sqrt(2 KL_NOISE B), 18 % for 8 responses and 0.02 % five times in a row."""
 
 
-def rl_monitor(
-    settings: AlertSettings, dtype: str, lambda_max: float | None = None, score_clip: float | None = None
-) -> Monitor:
-    """The monitor of an rl run; the multiplier and clamped scores are watched where there are such bounds."""
+def rl_monitor(settings: AlertSettings, dtype: str, algorithm: AlgorithmSettings) -> Monitor:
+    """The monitor of an rl run that computes in `dtype` (fp32 or bf16), for what its algorithm can get wrong."""
     detectors = [ratio_mismatch(dtype), skipped_updates(), *_policy_detectors(settings)]
-    if score_clip is not None:
-        detectors.append(clamped_scores(score_clip, settings.patience))
-    if lambda_max is not None:
+    if isinstance(algorithm, OnlineSettings):
+        detectors.append(clamped_scores(algorithm.score_clip, settings.patience))
+    if isinstance(algorithm, PPOLagSettings):
         detectors += [
-            lambda_saturated(lambda_max, settings.patience),
-            lambda_dead(settings.patience),
+            lambda_saturated(algorithm.lambda_max, settings.patience),
             constraint_violated(settings.patience),
         ]
+        if algorithm.multiplier == "log":  # the other kind comes back from 0 as fast as it went there
+            detectors.append(lambda_dead(settings.patience))
     return Monitor(detectors)
 
 
@@ -145,7 +145,8 @@ def lambda_dead(patience: int) -> Detector:
         lambda now, _: now["cost/lambda"] < DEAD,
         "Lambda is {cost/lambda:.3g}: costs have no effect on the policy, and if they rise it recovers slowly, because "
         "in log form its step is scaled by lambda itself. Likely causes: a limit that is met with ease, or a "
-        "lambda_lr that is too high for this size of costs. Lower rl.algorithm.cost_limit or lambda_lr.",
+        "lambda_lr that is too high for this size of costs. Lower rl.algorithm.cost_limit or lambda_lr, or set "
+        "rl.algorithm.multiplier to pid.",
         patience,
     )
 
@@ -157,8 +158,8 @@ def constraint_violated(patience: int) -> Detector:
         ("cost/window_low", "cost/window_mean", "cost/limit"),
         lambda now, _: now["cost/window_low"] > now["cost/limit"],
         "J_C {cost/window_mean:.3g} is above the limit {cost/limit:.3g} with all of its confidence band (from "
-        "{cost/window_low:.3g}). Expected while lambda still climbs; otherwise the likely causes are a lambda_lr that "
-        "is too low, a lambda at its bound, or reward and cost that pull apart. Watch lambda: if it is flat, raise "
-        "rl.algorithm.lambda_lr or lambda_max; do not ship this policy.",
+        "{cost/window_low:.3g}). Expected while lambda still climbs; otherwise the likely causes are a lambda that "
+        "moves too slowly, a lambda at its bound, or reward and cost that pull apart. Watch lambda: if it is flat, "
+        "raise rl.algorithm.lambda_lr (with pid, its gains) or lambda_max; do not ship this policy.",
         patience,
     )

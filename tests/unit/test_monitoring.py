@@ -11,6 +11,7 @@ import pytest
 from components import tracking
 from components.artifacts import Metrics
 from components.monitoring import Alert, Detector, Monitor
+from components.rl.algorithm_settings import AlgorithmSettings, DPOSettings, PPOLagSettings, RLOOSettings
 from components.rl.alerts import KL_NOISE, rl_monitor
 from components.settings import AlertSettings
 
@@ -49,7 +50,7 @@ PLANTED: dict[str, tuple[Metrics, int]] = {
 
 
 def monitor(dtype: str = "fp32") -> Monitor:
-    return rl_monitor(SETTINGS, dtype, lambda_max=5.0, score_clip=10.0)
+    return rl_monitor(SETTINGS, dtype, PPOLagSettings(lambda_max=5.0, score_clip=10.0))
 
 
 def fired(watcher: Monitor, rows: Sequence[Metrics], start: int = 1) -> list[tuple[str, int]]:
@@ -124,20 +125,24 @@ def test_a_mean_above_the_limit_is_no_violation_while_its_band_reaches_below() -
 
 
 def test_without_a_multiplier_or_a_clamp_neither_is_watched() -> None:
-    names = {detector.name for detector in rl_monitor(SETTINGS, "bf16").detectors}
-    assert names == set(PLANTED) - {
-        "lambda_saturated", "lambda_dead", "constraint_violated", "clamped_scores",
-    }  # fmt: skip
+    def absent(algorithm: AlgorithmSettings) -> set[str]:
+        return set(PLANTED) - {detector.name for detector in rl_monitor(SETTINGS, "bf16", algorithm).detectors}
+
+    multiplier = {"lambda_saturated", "lambda_dead", "constraint_violated"}
+    assert absent(PPOLagSettings(multiplier="log")) == set()
+    assert absent(PPOLagSettings(multiplier="pid")) == {"lambda_dead"}
+    assert absent(RLOOSettings()) == multiplier
+    assert absent(DPOSettings()) == multiplier | {"clamped_scores"}
 
 
 def test_thresholds_are_the_settings() -> None:
     settings = AlertSettings(patience=1, max_kl=1.0, max_missing_eos=0.05, min_entropy=0.2)
-    names = [name for name, _ in fired(rl_monitor(settings, "fp32"), [HEALTHY])]
+    names = [name for name, _ in fired(rl_monitor(settings, "fp32", DPOSettings()), [HEALTHY])]
     assert names == ["kl_runaway", "missing_eos", "entropy_collapse"]
 
 
 def test_a_message_holds_the_numbers_the_causes_and_the_next_move() -> None:
-    watcher = rl_monitor(AlertSettings(patience=1), "fp32", lambda_max=5.0)
+    watcher = rl_monitor(AlertSettings(patience=1), "fp32", PPOLagSettings(lambda_max=5.0))
     (alert,) = watcher.observe(HEALTHY | {"policy/first_ratio_gap": 0.0213}, 7)
     assert (alert.name, alert.update) == ("ratio_mismatch", 7)
     for part in ("0.0213", "0.001", "dropout", "position ids", "adapters", "temperatures", "Stop the run"):
