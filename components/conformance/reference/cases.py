@@ -106,7 +106,7 @@ def group_advantages() -> list[Case]:
              {"rewards": offset, "group_size": 3}),
     ]  # fmt: skip
     found += [
-        Case(f"group_normalised/{scale}", about, grpo,
+        Case(f"group_advantages/{scale}", about, grpo,
              {"rewards": spread, "group_size": 4, "scale": scale, "eps": 1e-4})
         for scale, about in (
             ("group", "deviation over n - 1 of each group; zeros where a group has none"),
@@ -116,17 +116,28 @@ def group_advantages() -> list[Case]:
     ]  # fmt: skip
     return [
         *found,
-        Case("group_normalised/prompt-major", "scores tell their prompt: a wrong layout shows at once", grpo,
+        *(
+            Case(f"rloo_advantages/kl-coef-{kl_coef}", about, rloo,
+                 {"scores": numbers(31, 4, -2, 2), "logprobs": dirty(rows(32, -3, 0), MASK),
+                  "ref_logprobs": dirty(rows(33, -3, 0), MASK), "mask": MASK, "group_size": 2, "kl_coef": kl_coef})
+            for kl_coef, about in ((0.05, "the whole response's KL is taken off its score"), (0.0, "scores alone"))
+        ),
+        Case("group_advantages/prompt-major", "scores tell their prompt: a wrong layout shows at once", grpo,
              {"rewards": offset, "group_size": 3, "scale": "group", "eps": 1e-4}),
-        Case("group_normalised/pairs", "two responses: +-1/sqrt(2) whatever the distance", grpo,
+        Case("group_advantages/pairs", "two responses: +-1/sqrt(2) whatever the distance", grpo,
              {"rewards": [3.0, 1.0, 0.25, 0.5, -7.0, -7.0], "group_size": 2, "scale": "group", "eps": 1e-6}),
     ]  # fmt: skip
 
 
 def lagrangian() -> list[Case]:
     """PPO-Lag's combined advantage and its multiplier."""
-    equation = "Dai et al. 2023 (Safe RLHF), equations 9 to 11"
-    streams = {"advantages": rows(9), "cost_advantages": rows(10)}
+    equation = "Dai et al. 2023 (Safe RLHF), equations 9 to 11, with the whole KL in both streams"
+    tokens = ("logprobs", "ref_logprobs", "values", "cost_values")
+    streams = {
+        "scores": numbers(9, 4, -2, 2), "costs": numbers(10, 4, -2, 2),
+        **{name: dirty(rows(34 + at, -2, 0), MASK) for at, name in enumerate(tokens)},
+        "mask": MASK, "kl_coef": 0.1, "gamma": 1.0, "lam": 0.95,
+    }  # fmt: skip
     steps = {
         "above-limit": (0.0, 0.1, 0.8, 0.0, 5.0, "cost above its limit raises lambda"),
         "below-limit": (0.3, 0.1, -1.2, -0.5, 5.0, "cost below its limit lowers it"),
@@ -135,9 +146,12 @@ def lagrangian() -> list[Case]:
     }
     return [
         *(
-            Case(f"lagrangian_advantages/log-lambda-{value}", "the weights of both streams add up to 1", equation,
-                 {**streams, "log_lambda": value})
-            for value in (0.0, -3.0, 1.5)
+            Case(f"ppo_lag_advantages/{name}", about, equation, {**streams, "log_lambda": value})
+            for name, about, value in (
+                ("log-lambda-0", "reward and cost weigh the same", 0.0),
+                ("log-lambda-minus-3", "the reward's weight and the cost's add up to 1", -3.0),
+                ("log-lambda-1.5", "the KL's weight is kl_coef here too", 1.5),
+            )
         ),
         *(
             Case(f"log_lambda_step/{variant}", about, equation,
@@ -163,7 +177,7 @@ def schedules() -> list[Case]:
 
 def best_of_n() -> list[Case]:
     """The best of n samples of a discrete distribution: closed forms."""
-    source = "Stiennon et al. 2020, appendix G.3: KL = log n - (n - 1) / n where scores never tie, less where they do"
+    source = "order statistics; the KL is at most log n - (n - 1) / n (Beirami et al. 2024)"
     distribution = {"probabilities": [0.5, 0.2, 0.2, 0.1], "scores": [0.0, 1.0, 2.0, 5.0]}
     tied = {"probabilities": [0.25, 0.25, 0.5], "scores": [1.0, 1.0, -2.0]}
     return [
@@ -173,6 +187,6 @@ def best_of_n() -> list[Case]:
                 ("distinct", "expected best score, and KL to the distribution", distribution),
                 ("tied", "tied outcomes share the mass of their score", tied),
             ),
-            (1, 2, 16),
+            (1, 2, 4),
         )
     ]

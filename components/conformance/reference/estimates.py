@@ -122,7 +122,18 @@ def deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def group_normalised(rewards: Sequence[float], group_size: int, scale: str, eps: float) -> list[float]:
+def rloo_advantages(
+    scores: Sequence[float], logprobs: Rows, ref_logprobs: Rows, mask: Mask, group_size: int, kl_coef: float
+) -> list[float]:
+    """Leave-one-out advantages of the scores minus kl_coef times the k1 estimate summed over the response."""
+    rewards = []
+    for score, row, refs, places in zip(scores, logprobs, ref_logprobs, mask, strict=True):
+        tokens = zip(response(row, places), response(refs, places), strict=True)
+        rewards.append(score - kl_coef * sum(kl_token(value, ref, "k1").real for value, ref in tokens))
+    return leave_one_out(rewards, group_size)
+
+
+def group_advantages(rewards: Sequence[float], group_size: int, scale: str, eps: float) -> list[float]:
     """Each reward minus its group's mean, over the deviation of the group, of the batch, or over nothing."""
     advantages = []
     for group in groups(rewards, group_size):
@@ -133,12 +144,32 @@ def group_normalised(rewards: Sequence[float], group_size: int, scale: str, eps:
     return advantages
 
 
-def lagrangian_advantages(advantages: Rows, cost_advantages: Rows, log_lambda: float) -> list[list[float]]:
-    """(A_r - lambda A_c) / (1 + lambda)."""
+def ppo_lag_advantages(
+    scores: Sequence[float],
+    costs: Sequence[float],
+    logprobs: Rows,
+    ref_logprobs: Rows,
+    values: Rows,
+    cost_values: Rows,
+    mask: Mask,
+    kl_coef: float,
+    gamma: float,
+    lam: float,
+    log_lambda: float,
+) -> list[list[float]]:
+    """(A_r - lambda A_c) / (1 + lambda), with -kl_coef * k1 in the reward stream and +kl_coef * k1 in the costs."""
     multiplier = math.exp(log_lambda)
+    penalty = [
+        [kl_coef * number if inside else 0.0 for number, inside in zip(row, places, strict=True)]
+        for row, places in zip(kl_estimate(logprobs, ref_logprobs, "k1"), mask, strict=True)
+    ]
+    rewards = token_rewards(scores, penalty, mask)
+    surcharge = token_rewards(costs, [[-number for number in row] for row in penalty], mask)
+    gains, _ = gae(rewards, values, mask, gamma, lam)
+    losses, _ = gae(surcharge, cost_values, mask, gamma, lam)
     return [
-        [(gain - multiplier * cost) / (1 + multiplier) for gain, cost in zip(gains, costs, strict=True)]
-        for gains, costs in zip(advantages, cost_advantages, strict=True)
+        [(gain - multiplier * loss) / (1 + multiplier) for gain, loss in zip(row, other, strict=True)]
+        for row, other in zip(gains, losses, strict=True)
     ]
 
 

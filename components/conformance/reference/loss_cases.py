@@ -3,12 +3,12 @@
 from typing import Any
 
 from components.conformance.reference.cases import MASK, Case
-from components.conformance.reference.tensors import NOT_FINITE, Mask, Rows, added, dirty, numbers, ragged, rows
+from components.conformance.reference.tensors import FINITE, NOT_FINITE, Mask, Rows, added, dirty, numbers, ragged, rows
 
 NORMALIZATIONS = {
     "token": (None, "every token weighs the same"),
     "sequence": (None, "every response weighs the same"),
-    "constant": (8.0, "every token weighs the same, whatever else is in the batch"),
+    "constant": (8, "every token weighs the same, whatever else is in the batch"),
 }
 CLIPPED = "Schulman et al. 2017, equation 7"
 
@@ -17,7 +17,7 @@ def update(seed: int, reach: float = 0.6) -> dict[str, Any]:
     """New and old log-probabilities, log-ratios up to `reach`, rubbish in the padding."""
     old = rows(seed, -4, -0.5)
     return {
-        "logprobs": dirty(added(old, rows(seed + 1, -reach, reach)), MASK),
+        "logprobs": dirty(added(old, rows(seed + 1, -reach, reach)), MASK, FINITE[::-1]),
         "old_logprobs": dirty(old, MASK),
     }
 

@@ -18,7 +18,7 @@ def clipped_objective(log_ratio: complex, advantage: float, clip: float, clip_hi
     return minimum(ratio * advantage, bounded * advantage)
 
 
-def batch_loss(rows: Sequence[Sequence[complex]], normalization: str, constant: float | None) -> complex:
+def batch_loss(rows: Sequence[Sequence[complex]], normalization: str, constant: int | None) -> complex:
     """One number of the token losses: mean over tokens, mean of the rows' means, or sums over rows * constant."""
     if normalization == "token":
         return sum(sum(row) for row in rows) / sum(len(row) for row in rows)
@@ -37,7 +37,7 @@ def policy_loss(
     clip_high: float | None,
     dual_clip: float | None,
     normalization: str,
-    constant: float | None,
+    constant: int | None,
 ) -> complex:
     """PPO's clipped loss; with `dual_clip` c no token of negative advantage loses more than -c A (Ye et al. 2020)."""
     rows = []
@@ -87,7 +87,7 @@ def grpo_loss(
     clip: float,
     kl_coef: float,
     normalization: str,
-    constant: float | None,
+    constant: int | None,
 ) -> complex:
     """Clipped loss of tokens that share their row's advantage, plus kl_coef * k3 (Shao et al. 2024, equation 3)."""
     rows = []
