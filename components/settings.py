@@ -40,6 +40,8 @@ class Optimizer(Group):
     """Where the schedule ends, as a share of `lr` (OpenRLHF: 0.1)."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm. 1.0 everywhere; async_rlhf clips nothing, a known defect."""
+    max_skipped: int = Field(10, ge=0)
+    """Updates in a row that may be skipped for a loss or gradient that is not finite; one more fails the step."""
 
 
 class Compute(Group):
@@ -65,7 +67,9 @@ class Training(Group):
     eval_every: int = Field(0, ge=0)
     """Updates between evaluations on the test split; 0 evaluates at the end only."""
     checkpoint_every: int = Field(0, ge=0)
-    """Updates between checkpoints, from which an interrupted step continues; 0 writes none."""
+    """Updates between checkpoints, from which an interrupted step continues; 0 writes one on SIGTERM alone."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """The newest so many checkpoints are kept; a damaged one is passed over for the one before it."""
     optimizer: Optimizer = Optimizer()
     """AdamW, its schedule and its clipping."""
     compute: Compute = Compute()

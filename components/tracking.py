@@ -10,10 +10,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,14 @@ MAX_PARAM = 500  # characters that every MLflow store accepts as a value
 MAX_PARAMS = 100  # params in one batch, MLflow's limit
 MAX_BATCH = 1000  # metrics in one batch, MLflow's limit
 FLUSH_S = 5.0
+
+
+class Row(NamedTuple):
+    """The numbers of one update, and when they were logged (seconds since 1970)."""
+
+    update: int
+    time: float
+    metrics: dict[str, float]
 
 
 class MlflowRun:
@@ -104,14 +112,22 @@ class Tracker:
         """The MLflow run's id; None when nothing is tracked there."""
         return self._run.run_id if self._run else None
 
-    def log_metrics(self, metrics: Mapping[str, float], update: int) -> None:
+    def log_metrics(self, row: Row) -> None:
         """Append to metrics.jsonl now and to MLflow with the next batch."""
-        now, self._update = time.time(), update
         with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"update": update, "time": round(now, 3), **metrics}) + "\n")
-        self._rows += [(name, float(value), int(now * 1000), update) for name, value in metrics.items()]
+            file.write(_line(row))
+        self._send(row)
         if len(self._rows) >= MAX_BATCH or time.monotonic() - self._flushed_at > FLUSH_S:
             self.flush()
+
+    def replay(self, rows: Sequence[Row]) -> None:
+        """Make metrics.jsonl hold exactly these rows, and give them to MLflow with the times they have."""
+        temporary = self._file.with_name(f".{self._file.name}.part")
+        temporary.write_text("".join(map(_line, rows)), encoding="utf-8")
+        temporary.replace(self._file)
+        for row in rows:
+            self._send(row)
+        self.flush()
 
     def log_artifacts(self, folder: Path) -> None:
         """Keep a folder of results with the MLflow run."""
@@ -122,6 +138,11 @@ class Tracker:
         rows, self._rows, self._flushed_at = self._rows, [], time.monotonic()
         if rows:
             self.attempt(lambda run: run.log_metrics(rows))
+
+    def _send(self, row: Row) -> None:
+        self._update = row.update
+        at = round(row.time * 1000)
+        self._rows += [(name, float(value), at, row.update) for name, value in row.metrics.items()]
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Send everything, and the step's final numbers."""
@@ -143,10 +164,18 @@ class Tracker:
 _active: Tracker | None = None
 
 
-def log_metrics(metrics: dict[str, float], update: int) -> None:
-    """Track numbers of an update of the step that runs; nothing outside a step or off rank 0."""
+def log_metrics(metrics: Mapping[str, float], update: int) -> Row:
+    """Track numbers of an update of the step that runs (nothing outside a step or off rank 0); gives the row back."""
+    row = Row(update, round(time.time(), 3), dict(metrics))
     if _active is not None and _is_first_rank():
-        _active.log_metrics(metrics, update)
+        _active.log_metrics(row)
+    return row
+
+
+def replay(rows: Sequence[Row]) -> None:
+    """Track the rows of a checkpoint's history once more, and no other: those of lost updates are gone."""
+    if _active is not None and _is_first_rank():
+        _active.replay(rows)
 
 
 def log_artifacts(folder: Path) -> None:
@@ -190,6 +219,11 @@ def flattened(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str,
             yield from flattened(value, f"{above}{key}.")
         else:
             yield above + key, value
+
+
+def _line(row: Row) -> str:
+    """A row as metrics.jsonl has it."""
+    return json.dumps({"update": row.update, "time": row.time, **row.metrics}) + "\n"
 
 
 def _step_run(name: str) -> MlflowRun | None:

@@ -23,7 +23,7 @@ from components.rl.rollout import Models, PromptStream, RolloutSource
 from components.rl.settings import PPOSettings, RLSettings
 from components.settings import Compute, Generation, Optimizer, Training
 from components.tokens import encode_prompt, load_tokenizer, template_digest
-from components.training import Updater
+from components.updates import Updater
 
 torch.set_num_threads(1)  # more threads only slow models of this size down
 
@@ -165,8 +165,9 @@ class Bandit:
         critics = [self._critic(), None if cost is None else self._critic()]
         networks = PolicyAndValues(self._network("LlamaForCausalLM"), critics[0], critics[1], 1.0)
         reference = copy.deepcopy(networks.policy)
-        rates = {"value": settings.critic_lr, "cost_value": settings.critic_lr}
-        updater = Updater(networks, settings.optimizer, settings.compute, num_updates(settings, 1), rates)
+        critic = settings.optimizer.model_copy(update={"lr": settings.critic_lr})
+        critics_too = {"value": critic, "cost_value": critic}
+        updater = Updater(networks, settings.optimizer, settings.compute, num_updates(settings, 1), critics_too)
         sampler = NativeSampler(
             networks.policy, self.tokenizer.eos_token_id, settings.generation, settings.seed
         )

@@ -84,7 +84,9 @@ def _train(settings: BaseSettings, documents: list[Document], inputs: dict[str, 
     )
     logger.info("base: %d documents, %d parameters, %d tokens", len(rows), model.num_parameters(), len(tokenizer))
     settings_dict = settings.model_dump(mode="json")
-    checkpoints = Checkpoints.of("base", settings_dict, inputs, base, training.checkpoint_every)
+    checkpoints = Checkpoints.of(
+        "base", settings_dict, inputs, base, training.checkpoint_every, training.keep_checkpoints
+    )
     metrics = fit(
         model,
         Likelihood(filler),

@@ -47,7 +47,9 @@ def run(settings: RewardSettings, *, data: Path, sft: Path, model: Path) -> Metr
     objective = PairObjective(settings.kind, settings.regularization, tokenizer.eos_token_id)
     settings_dict, inputs = settings.model_dump(mode="json"), {"data": data, "sft": sft}
     logger.info("%s: %d pairs, %d held out", settings.kind, len(train), len(test))
-    checkpoints = Checkpoints.of(settings.kind, settings_dict, inputs, model, training.checkpoint_every)
+    checkpoints = Checkpoints.of(
+        settings.kind, settings_dict, inputs, model, training.checkpoint_every, training.keep_checkpoints
+    )
     metrics = fit(
         scalar,
         objective,

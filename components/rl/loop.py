@@ -16,7 +16,7 @@ from components.progress import Progress
 from components.rl.rollout import RolloutSource, rollout_metrics
 from components.rl.settings import RLSettings
 from components.rl.types import Algorithm, Batch, Forward
-from components.training import Updater, total
+from components.updates import Updater, total
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def train(
             tensors = updater.state() | {name: g.get_state() for name, g in generators.items()}
             values = {
                 "rollouts": number,
-                "skipped": updater.skipped,
+                "updater": updater.values(),
                 "algorithm": algorithm.state_dict(),
                 "history": history[-telling:],
             }
@@ -89,7 +89,7 @@ def _resume(
         return 0, []
     for name, generator in generators.items():
         generator.set_state(checkpoint.tensors[name])
-    updater.restore(checkpoint.tensors, checkpoint.update, checkpoint.values["skipped"])
+    updater.restore(checkpoint.tensors, checkpoint.values["updater"], checkpoint.source)
     algorithm.load_state_dict(checkpoint.values["algorithm"])
     logger.info("rl continues after rollout %d", checkpoint.values["rollouts"])
     return int(checkpoint.values["rollouts"]), list(checkpoint.values["history"])

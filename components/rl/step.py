@@ -17,7 +17,7 @@ from components.rl.rollout import Models, PromptStream, RolloutSource
 from components.rl.settings import RLSettings
 from components.scoring import load_scorer
 from components.tokens import Tokenizer, load_tokenizer
-from components.training import Updater, total
+from components.updates import Updater, total
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +53,10 @@ def run(settings: RLSettings, *, data: Path, policy: Path, reward: Path, cost: P
     tokenizer = load_tokenizer(policy)
     cost = cost if settings.needs_cost else None
     networks = _networks(settings, policy, reward, cost)
-    rates = {"value": settings.critic_lr, "cost_value": settings.critic_lr}
+    critic = settings.optimizer.model_copy(update={"lr": settings.critic_lr})
     algorithm = algorithms.build(settings.algorithm, total)
     updates = num_updates(settings, algorithm.group_size)
-    updater = Updater(networks, settings.optimizer, settings.compute, updates, rates)
+    updater = Updater(networks, settings.optimizer, settings.compute, updates, {"value": critic, "cost_value": critic})
     sampler = NativeSampler(networks.policy, tokenizer.eos_token_id, settings.generation, settings.seed)
     models = _models(networks, sampler, tokenizer, policy, reward, cost, updater)
     source = RolloutSource(

@@ -35,7 +35,9 @@ def run(settings: SFTSettings, *, data: Path, base: Path, model: Path) -> Metric
     settings_dict = settings.model_dump(mode="json")
     inputs = {"data": data, "base": base}
     logger.info("sft: %d demonstrations, %d held out, %d tokens at most", len(rows), len(held_out), max_length)
-    checkpoints = Checkpoints.of("sft", settings_dict, inputs, model, training.checkpoint_every)
+    checkpoints = Checkpoints.of(
+        "sft", settings_dict, inputs, model, training.checkpoint_every, training.keep_checkpoints
+    )
     metrics = fit(
         policy,
         Likelihood(tokenizer.eos_token_id),

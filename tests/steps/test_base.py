@@ -17,6 +17,7 @@ from components.errors import InputError
 from components.models import load_policy
 from components.records import Message
 from components.tokens import encode_prompt, load_tokenizer, template_digest
+from components.tracking import Row
 
 TEXT = "\n\n".join(
     f"{word} comes before {word} and after {word}." for word in ("red", "blue", "seven") for _ in range(12)
@@ -85,9 +86,10 @@ def test_another_text_does_not_continue_from_the_checkpoint_of_the_last(
     training_settings = settings().training.model_copy(update={"checkpoint_every": 1, "epochs": 1})
     made = settings(text=str(path), training=training_settings)
 
-    def stop(metrics: dict[str, float], update: int) -> None:
+    def stop(metrics: dict[str, float], update: int) -> Row:
         if update == 2:
             raise KeyboardInterrupt
+        return Row(update, 0.0, metrics)
 
     with monkeypatch.context() as patch:
         patch.setattr(training.tracking, "log_metrics", stop)

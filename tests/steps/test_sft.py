@@ -17,6 +17,7 @@ from components.settings import Compute, Generation, Lora
 from components.sft.settings import SFTSettings
 from components.sft.step import run
 from components.tokens import load_tokenizer
+from components.tracking import Row
 
 
 @pytest.fixture
@@ -85,9 +86,10 @@ def test_interrupted_training_ends_in_the_same_model(
     made = settings(epochs=2, checkpoint_every=2)
     run(made, data=data_folder, base=policy_folder, model=tmp_path / "a" / "m")
 
-    def stop(metrics: dict[str, float], update: int) -> None:
+    def stop(metrics: dict[str, float], update: int) -> Row:
         if update == 3:
             raise KeyboardInterrupt
+        return Row(update, 0.0, metrics)
 
     with monkeypatch.context() as patch:
         patch.setattr(training.tracking, "log_metrics", stop)

@@ -1,6 +1,6 @@
 """Who may import whom, over the syntax tree of every file, imports inside functions included.
 
-Levels: 0 settings, records, errors · 1 <step>/settings · 2 every other shared file · 3 the rest of a step's
+Levels: 0 settings, records, errors · 1 <step>/settings and rl/algorithm_settings · 2 every other shared file · 3 the rest of a step's
 folder · 4 launch and __main__ · 5 component and <step>/component · 6 pipeline. The standard library is open.
 A late import is one that importing the module does not run: inside a function, or for type checkers only.
 """
@@ -31,7 +31,7 @@ HEAVY = {
     "pyarrow", "tokenizers", "torch", "transformers",
 }
 NEVER_IN_PIPELINE = {"accelerate", "datasets", "deepspeed", "peft", "tokenizers", "torch", "transformers"}
-RL_ORDER = ["types", "functional", "algorithms", "loop", "step"]
+RL_ORDER = ["types", "functional", "controllers", "algorithms", "loop", "step"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def place(module: str) -> tuple[int, str | None]:
         return 5, None
     if parts[1] not in STEPS:
         return 2, None
-    return {"settings": 1, "component": 5}.get(".".join(parts[2:]), 3), parts[1]
+    return {"settings": 1, "algorithm_settings": 1, "component": 5}.get(".".join(parts[2:]), 3), parts[1]
 
 
 def is_heavy(target: str) -> bool:
@@ -150,12 +150,12 @@ def inside_objection(module: str, imported: Import) -> str | None:
         return None if allowed else "a component imports components.component, the rest inside its body"
     if level == 3 and target_step and not own:
         return "steps never import steps"
-    allowed_levels = {0: {0}, 1: {0}, 2: {0, 2}, 3: {0, 2} | ({1, 3} if own else set()), 4: {0, 2, 4}}
+    allowed_levels = {0: {0}, 1: {0} | ({1} if own else set()), 2: {0, 2}, 3: {0, 2} | ({1, 3} if own else set()), 4: {0, 2, 4}}
     if target_level not in allowed_levels[level]:
         return f"level {level} does not import level {target_level}"
     rank, target_rank = rl_rank(module), rl_rank(imported.target)
     if rank is not None and target_rank is not None and target_rank > rank:
-        return "in rl, types <- functional <- algorithms <- loop <- step"
+        return "in rl, types <- functional <- controllers <- algorithms <- loop <- step"
     return None
 
 

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from components import training
 from components.checkpoints import Checkpoints
 from components.models import load_policy
+from components.optimizers import learning_rate_factor
 from components.settings import Compute, Optimizer, Training
-from components.training import Loss, Updater, fit, learning_rate_factor
+from components.tracking import Row
+from components.training import Loss, fit
+from components.updates import Updater
 
 FP32 = Compute(dtype="fp32")
 PLAIN = Optimizer(lr=0.1, schedule="constant", warmup=0.0, max_grad_norm=1e9)
@@ -166,12 +169,11 @@ def test_matrices_decay_and_vectors_do_not_and_a_prefix_has_its_own_rate() -> No
     model = nn.ModuleDict(
         {"policy": nn.Linear(2, 2), "value": nn.Linear(2, 2), "cost_value": nn.Linear(2, 2)}
     )
-    updater = Updater(
-        model, Optimizer(lr=0.1, weight_decay=0.3), FP32, 1, rates={"value": 0.5, "cost_value": 0.7}
-    )
+    own = {name: Optimizer(lr=rate, weight_decay=0.3) for name, rate in (("value", 0.5), ("cost_value", 0.7))}
+    updater = Updater(model, Optimizer(lr=0.1, weight_decay=0.3), FP32, 1, own)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     seen = {
-        names[id(parameter)]: (group["peak_lr"], group["weight_decay"])
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
         for group in updater.optimizer.param_groups
         for parameter in group["params"]
     }
@@ -182,10 +184,11 @@ def test_matrices_decay_and_vectors_do_not_and_a_prefix_has_its_own_rate() -> No
     }
 
 
-def interrupt_at(update: int) -> Callable[..., None]:
-    def log_metrics(metrics: dict[str, float], number: int) -> None:
+def interrupt_at(update: int) -> Callable[..., Row]:
+    def log_metrics(metrics: dict[str, float], number: int) -> Row:
         if number == update:
             raise KeyboardInterrupt
+        return Row(number, 0.0, metrics)
 
     return log_metrics
 
