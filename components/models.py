@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, R response tokens, V vocabulary, H hidden size.
 
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def device() -> torch.device:
     """Where this process computes: its GPU when it has one."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def autocast(dtype: str) -> AbstractContextManager[Any]:
+    """The arithmetic of training in `dtype`, for models that are only read: they must not differ by it."""
+    return torch.autocast(device().type, torch.bfloat16) if dtype == "bf16" else nullcontext()
 
 
 def load_policy(folder: Path, dtype: str = "fp32") -> Any:
@@ -123,24 +129,31 @@ def scalar_from_policy(folder: Path) -> ScalarModel:
 
 
 def response_logprobs(
-    model: Any, input_ids: Tensor, mask: Tensor, response_length: int, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
+    model: Any,
+    input_ids: Tensor,
+    mask: Tensor,
+    response_length: int,
+    temperature: float = 1.0,
+    with_hidden: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Log-probabilities and entropies (B, R) of the last R tokens, from the policy sampled at `temperature`.
 
     The first response token is predicted at the last prompt position; the softmax is in float32. `mask` (B, P+R)
-    is true on real tokens; results under a false mask mean nothing.
+    is true on real tokens; results under a false mask mean nothing. Asked for, the last hidden states (B, P+R, H)
+    come third.
     """
-    logits = model(
+    output = model(
         input_ids=input_ids,
         attention_mask=mask.long(),
         position_ids=position_ids(mask),
         logits_to_keep=response_length + 1,
         use_cache=False,
-    ).logits[:, :-1]  # (B, R, V)
-    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+        output_hidden_states=with_hidden,
+    )
+    logprobs = torch.log_softmax(output.logits[:, :-1].float() / temperature, dim=-1)  # (B, R, V)
     taken = logprobs.gather(-1, input_ids[:, -response_length:, None]).squeeze(-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return taken, entropy
+    return taken, entropy, output.hidden_states[-1] if with_hidden else None
 
 
 def with_lora(model: Any, lora: Lora, task_type: str = "CAUSAL_LM") -> Any:

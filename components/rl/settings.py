@@ -52,14 +52,11 @@ class RLSettings(StepSettings):
     """Rollouts between checkpoints; 0 writes one only when the step is asked to stop."""
 
     @property
-    def needs_reward(self) -> bool:
-        """Whether the algorithm learns from a reward model."""
-        return not isinstance(self.algorithm, DPOSettings)
-
-    @property
-    def needs_cost(self) -> bool:
-        """Whether the algorithm learns from a cost model, so that the pipeline trains one."""
-        return isinstance(self.algorithm, PPOLagSettings)
+    def teachers(self) -> tuple[str, ...]:
+        """The scalar models that the algorithm learns from."""
+        if isinstance(self.algorithm, DPOSettings):
+            return ()
+        return ("reward", "cost") if isinstance(self.algorithm, PPOLagSettings) else ("reward",)
 
     @property
     def critics(self) -> tuple[str, ...]:

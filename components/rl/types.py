@@ -64,7 +64,7 @@ class Batch:
     unit: int = 1
     """Consecutive rows that a minibatch must not part."""
     metrics: Metrics = field(default_factory=dict)
-    scatter: tuple[tuple[float, float], ...] = ()
+    scatter: list[tuple[float, float]] = field(default_factory=list)
     """Reward and cost of each response of the rollout, where there are costs."""
 
     @classmethod

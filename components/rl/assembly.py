@@ -1,0 +1,98 @@
+"""What a run is put together from: networks, reference, and the source of batches."""
+
+import math
+from pathlib import Path
+
+from components.artifacts import DataDir
+from components.errors import InputError
+from components.generation.native import NativeSampler
+from components.models import ScalarModel, device, load_policy, load_scalar, with_lora
+from components.rl.algorithm_settings import DPOSettings
+from components.rl.algorithms.dpo import DPO
+from components.rl.networks import Networks, SharedHead
+from components.rl.pairs import PairSource, encode_pairs
+from components.rl.reference import AdapterOff, FrozenReference, Reference
+from components.rl.rollout import Models, RolloutSource
+from components.rl.settings import RLSettings
+from components.rl.stream import Stream
+from components.rl.types import Algorithm, Source
+from components.scoring import load_scorer
+from components.tokens import Tokenizer
+
+
+def build_networks(settings: RLSettings, policy: Path, reward: Path | None, cost: Path | None) -> Networks:
+    """The policy and its critics, as they start: critics from the scalar models, or as heads on the policy."""
+    model = with_lora(load_policy(policy), settings.lora)
+    folders = {"value": reward, "cost_value": cost}
+
+    def critic(name: str) -> ScalarModel | SharedHead | None:
+        folder = folders[name]
+        if name not in settings.critics or folder is None:
+            return None
+        return SharedHead(model.config.hidden_size).to(device()) if settings.share_backbone else load_scalar(folder)
+
+    return Networks(model, critic("value"), critic("cost_value"), settings.generation.temperature)
+
+
+def build_reference(settings: RLSettings, networks: Networks, policy: Path) -> Reference:
+    """The policy as it started: with adapters, the policy without them; else a copy."""
+    if settings.lora.rank:
+        return AdapterOff(networks.policy, settings.compute.dtype)
+    return FrozenReference(load_policy(policy), settings.compute.dtype)
+
+
+def build_source(
+    settings: RLSettings,
+    algorithm: Algorithm | DPO,
+    networks: Networks,
+    tokenizer: Tokenizer,
+    data: Path,
+    policy: Path,
+    reward: Path | None,
+    cost: Path | None,
+) -> tuple[Source, int]:
+    """Where batches come from, and how many there are to be.
+
+    Raises InputError when there are no training prompts (for dpo, no training pairs).
+    """
+    reference = build_reference(settings, networks, policy)
+    source: PairSource | RolloutSource
+    if isinstance(settings.algorithm, DPOSettings):
+        source = _pair_source(settings, settings.algorithm, reference, tokenizer, data)
+    else:
+        assert reward is not None and not isinstance(algorithm, DPO)
+        generation = settings.generation
+        sampler = NativeSampler(networks.policy, tokenizer.eos_token_id, generation, settings.seed)
+        models = Models(
+            networks,
+            reference,
+            sampler,
+            load_scorer(reward),
+            None if cost is None else load_scorer(cost),
+            tokenizer,
+            settings.compute.dtype,
+        )
+        prompts = [row.prompt for row in DataDir(data).prompts("train")]
+        if not prompts:
+            raise InputError(f"{data}: no training prompts; give preprocess.prompts a source.")
+        stream = Stream(prompts, settings.seed)
+        size, micro = settings.prompts_per_rollout, settings.micro_batch_size
+        source = RolloutSource(models, algorithm, stream, size, generation.max_prompt_tokens, micro)
+    rows = len(source.stream.rows)
+    passes = settings.passes
+    return source, settings.rollouts if passes is None else math.ceil(passes * rows / settings.prompts_per_rollout)
+
+
+def _pair_source(
+    settings: RLSettings, algorithm: DPOSettings, reference: Reference, tokenizer: Tokenizer, data: Path
+) -> PairSource:
+    rows = [row for row in DataDir(data).preferences("train") if row.dimension in algorithm.dimensions]
+    if not rows:
+        raise InputError(
+            f"{data}: no training pairs of rl.algorithm.dimensions [{', '.join(algorithm.dimensions)}]. Give "
+            "preprocess.preferences a source with that dimension, or name one the data has."
+        )
+    generation = settings.generation
+    pairs = encode_pairs(rows, tokenizer, generation.max_prompt_tokens, generation.max_new_tokens)
+    stream = Stream(pairs, settings.seed)
+    return PairSource(stream, reference, tokenizer, settings.prompts_per_rollout, settings.micro_batch_size)
