@@ -116,16 +116,16 @@ def group_advantages() -> list[Case]:
     ]  # fmt: skip
     return [
         *found,
+        Case("group_advantages/prompt-major", "scores tell their prompt: a wrong layout shows at once", grpo,
+             {"rewards": offset, "group_size": 3, "scale": "group", "eps": 1e-4}),
+        Case("group_advantages/pairs", "two responses: +-1/sqrt(2) whatever the distance", grpo,
+             {"rewards": [3.0, 1.0, 0.25, 0.5, -7.0, -7.0], "group_size": 2, "scale": "group", "eps": 1e-6}),
         *(
             Case(f"rloo_advantages/kl-coef-{kl_coef}", about, rloo,
                  {"scores": numbers(31, 4, -2, 2), "logprobs": dirty(rows(32, -3, 0), MASK),
                   "ref_logprobs": dirty(rows(33, -3, 0), MASK), "mask": MASK, "group_size": 2, "kl_coef": kl_coef})
             for kl_coef, about in ((0.05, "the whole response's KL is taken off its score"), (0.0, "scores alone"))
         ),
-        Case("group_advantages/prompt-major", "scores tell their prompt: a wrong layout shows at once", grpo,
-             {"rewards": offset, "group_size": 3, "scale": "group", "eps": 1e-4}),
-        Case("group_advantages/pairs", "two responses: +-1/sqrt(2) whatever the distance", grpo,
-             {"rewards": [3.0, 1.0, 0.25, 0.5, -7.0, -7.0], "group_size": 2, "scale": "group", "eps": 1e-6}),
     ]  # fmt: skip
 
 
@@ -187,6 +187,6 @@ def best_of_n() -> list[Case]:
                 ("distinct", "expected best score, and KL to the distribution", distribution),
                 ("tied", "tied outcomes share the mass of their score", tied),
             ),
-            (1, 2, 4),
+            (2, 3, 4),
         )
     ]
