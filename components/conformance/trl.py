@@ -54,7 +54,7 @@ def rloo_advantages(
 ) -> Tensor:
     """RLOO's advantages (B,), out of the method that generates and scores."""
     trainer = _sampler(scores, group_size, logprobs, mask, kl_coef)
-    trainer.ref_model = _Model(ref_logprobs)
+    trainer.ref_model = FusedHead(ref_logprobs)
     completions = [[1] * int(length) for length in mask.sum(1)]
     trainer._generate = lambda prompts: ([[0]] * len(scores), completions, [""] * len(scores))
     return _advantages(RLOOTrainer, trainer, len(scores))
@@ -73,8 +73,8 @@ def policy_loss(
     constant: int | None,
 ) -> Tensor:
     """GRPO's loss without KL on advantages per token; `delta` is its name for the dual clip."""
-    trainer = _grpo(clip, clip_high, dual_clip, 0.0, LOSS_TYPES[normalization], constant)
-    return _grpo_loss(trainer, logprobs, mask, old_per_token_logps=old_logprobs, advantages=advantages)
+    trainer = grpo_trainer(clip, clip_high, dual_clip, 0.0, LOSS_TYPES[normalization], constant)
+    return grpo_trainer_loss(trainer, logprobs, mask, old_per_token_logps=old_logprobs, advantages=advantages)
 
 
 def grpo_loss(
@@ -90,9 +90,9 @@ def grpo_loss(
     constant: int | None,
 ) -> Tensor:
     """GRPO's loss; `bnpo`, `grpo` and `dr_grpo` are its names for the three normalisations."""
-    trainer = _grpo(clip, None, None, kl_coef, LOSS_TYPES[normalization], constant)
+    trainer = grpo_trainer(clip, None, None, kl_coef, LOSS_TYPES[normalization], constant)
     sampled = {"old_per_token_logps": old_logprobs, "ref_per_token_logps": ref_logprobs}
-    return _grpo_loss(trainer, logprobs, mask, advantages=advantages, **sampled)
+    return grpo_trainer_loss(trainer, logprobs, mask, advantages=advantages, **sampled)
 
 
 def sequence_policy_loss(
@@ -103,7 +103,7 @@ def sequence_policy_loss(
     _bind(trainer, RLOOTrainer)
     old = old_logprobs.masked_fill(~mask, 0.0).sum(1)
     inputs = _inputs(mask) | {"old_logps": old, "advantages": advantages}
-    loss: Tensor = RLOOTrainer._compute_loss(trainer, _Model(logprobs), inputs)
+    loss: Tensor = RLOOTrainer._compute_loss(trainer, FusedHead(logprobs), inputs)
     return loss
 
 
@@ -127,13 +127,13 @@ def preference_loss(
         beta=beta, loss_types=[kind], loss_weights=[1.0], label_smoothing=0.0, f_divergence_type="reverse_kl",
         ld_alpha=None, use_weighting=False, precompute_ref_logps=False,
         args=SimpleNamespace(gradient_checkpointing_kwargs=None),
-        ref_model=_Model(torch.cat([ref_chosen_logprobs, ref_rejected_logprobs])),
+        ref_model=FusedHead(torch.cat([ref_chosen_logprobs, ref_rejected_logprobs])),
     )  # fmt: skip
     inputs = _inputs(mask)
     ids, shown = (torch.cat([inputs[f"prompt_{part}"], inputs[f"completion_{part}"]], 1) for part in ("ids", "mask"))
     responses = torch.cat([torch.zeros_like(inputs["prompt_mask"]), inputs["completion_mask"]], 1)
     batch = {"input_ids": ids, "attention_mask": shown, "completion_mask": responses}
-    policy = _Model(torch.cat([chosen_logprobs, rejected_logprobs]))
+    policy = FusedHead(torch.cat([chosen_logprobs, rejected_logprobs]))
     loss: Tensor = DPOTrainer._compute_loss(trainer, policy, batch, return_outputs=False)
     return loss
 
@@ -153,7 +153,7 @@ def _trainer(**settings: Any) -> Any:
         gather=_same, gather_for_metrics=_same, reduce=lambda tensor, reduction: tensor, autocast=nullcontext,
     )  # fmt: skip
     return SimpleNamespace(
-        accelerator=accelerator, model=_Model(torch.zeros(0)), aux_loss_enabled=False,
+        accelerator=accelerator, model=FusedHead(torch.zeros(0)), aux_loss_enabled=False,
         _metrics={"eval": defaultdict(list)}, _total_train_tokens=0, **settings,
     )  # fmt: skip
 
@@ -173,14 +173,15 @@ def _sampler(scores: Tensor, group_size: int, logprobs: Tensor, mask: Tensor, kl
         _pending_extra_logs={}, _pending_metrics={},
         _logs={"prompt": [], "completion": [], "rewards": defaultdict(list), "advantages": [], "extra": {}},
     )  # fmt: skip
-    trainer.model = _Model(logprobs)
+    trainer.model = FusedHead(logprobs)
     _bind(trainer, RLOOTrainer)
     return trainer
 
 
-def _grpo(
+def grpo_trainer(
     clip: float, clip_high: float | None, delta: float | None, kl_coef: float, loss_type: str, constant: int | None
 ) -> Any:
+    """A stand-in for GRPOTrainer with these settings."""
     trainer = _trainer(
         args=SimpleNamespace(delta=delta, use_bias_correction_kl=False), beta=kl_coef, loss_type=loss_type,
         epsilon_low=clip, epsilon_high=clip if clip_high is None else clip_high, max_completion_length=constant,
@@ -191,10 +192,10 @@ def _grpo(
     return trainer
 
 
-def _grpo_loss(trainer: Any, logprobs: Tensor, mask: Tensor, **sampled: Tensor) -> Tensor:
+def grpo_trainer_loss(trainer: Any, logprobs: Tensor, mask: Tensor, **sampled: Tensor) -> Tensor:
     """The loss on log-probabilities that, like the policy's own, are 0 where there is no token."""
     scored = {name: value.masked_fill(~mask, 0.0) if "logps" in name else value for name, value in sampled.items()}
-    loss: Tensor = GRPOTrainer._compute_loss(trainer, _Model(logprobs), _inputs(mask) | scored)
+    loss: Tensor = GRPOTrainer._compute_loss(trainer, FusedHead(logprobs), _inputs(mask) | scored)
     return loss
 
 
@@ -215,7 +216,7 @@ def _inputs(mask: Tensor) -> dict[str, Tensor]:
     return {"prompt_ids": one, "prompt_mask": one, "completion_ids": mask.long(), "completion_mask": mask.long()}
 
 
-class _Model(nn.Module):
+class FusedHead(nn.Module):
     """A policy with TRL's fused head: log-probabilities (B, R) of the tokens that have a label, 0 elsewhere."""
 
     is_gradient_checkpointing = False
