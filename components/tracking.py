@@ -13,16 +13,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
+
+from components.mlflow_run import MAX_BATCH, MlflowRun
+from components.termination import Terminated
 
 logger = logging.getLogger(__name__)
 
 PARENT_RUN = "PLUMBLINE_PARENT_RUN"
 METRICS_FILE = "metrics.jsonl"
-PARENT_TAG = "mlflow.parentRunId"
-MAX_PARAM = 500  # characters that every MLflow store accepts as a value
-MAX_PARAMS = 100  # params in one batch, MLflow's limit
-MAX_BATCH = 1000  # metrics in one batch, MLflow's limit
+ALERTS_FILE = "alerts.jsonl"
 FLUSH_S = 5.0
 
 
@@ -34,73 +34,11 @@ class Row(NamedTuple):
     metrics: dict[str, float]
 
 
-class MlflowRun:
-    """One run in MLflow, written to in batches."""
-
-    def __init__(self, client: Any, run_id: str, experiment_id: str) -> None:
-        self.client, self.run_id, self.experiment_id = client, run_id, experiment_id
-
-    @classmethod
-    def attach(cls, run_id: str) -> Self:
-        """A run that exists."""
-        client = _client()
-        return cls(client, run_id, client.get_run(run_id).info.experiment_id)
-
-    @classmethod
-    def create(cls, experiment: str, name: str, artifacts: Path | None = None) -> Self:
-        """A new run in an experiment, created when there is none; `artifacts` is its local file store."""
-        client = _client()
-        found = client.get_experiment_by_name(experiment)
-        location = None if artifacts is None else artifacts.absolute().as_uri()
-        experiment_id = found.experiment_id if found else client.create_experiment(experiment, location)
-        return cls(client, client.create_run(experiment_id, run_name=name).info.run_id, experiment_id)
-
-    def nested(self, name: str) -> "MlflowRun":
-        """A new run below this one."""
-        run = self.client.create_run(self.experiment_id, run_name=name, tags={PARENT_TAG: self.run_id})
-        return MlflowRun(self.client, run.info.run_id, self.experiment_id)
-
-    def log_params(self, settings: Mapping[str, Any]) -> None:
-        """The settings, one param per dotted key, cut to what MLflow stores."""
-        from mlflow.entities import Param
-
-        params = [Param(key, str(value)[:MAX_PARAM]) for key, value in flattened(settings)]
-        for start in range(0, len(params), MAX_PARAMS):
-            self.client.log_batch(self.run_id, params=params[start : start + MAX_PARAMS])
-
-    def log_metrics(self, rows: list[tuple[str, float, int, int]]) -> None:
-        """Rows of (name, value, time in milliseconds, update)."""
-        from mlflow.entities import Metric
-
-        for start in range(0, len(rows), MAX_BATCH):
-            self.client.log_batch(self.run_id, metrics=[Metric(*row) for row in rows[start : start + MAX_BATCH]])
-
-    def log_final(self, metrics: Mapping[str, float], update: int = 0) -> None:
-        """A step's final numbers, at its last update: MLflow shows the latest as the value."""
-        now = int(time.time() * 1000)
-        self.log_metrics([(name, float(value), now, update) for name, value in metrics.items()])
-
-    def log_artifacts(self, path: Path, under: str | None = None) -> None:
-        """A file, or every file of a folder."""
-        log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
-        log(self.run_id, str(path), under)
-
-    def set_tag(self, key: str, value: str) -> None:
-        """A tag of the run."""
-        self.client.set_tag(self.run_id, key, value)
-
-    def end(self, status: str) -> None:
-        """Close the run as FINISHED, FAILED or KILLED, and those of its children that nobody closed."""
-        condition = f"tags.`{PARENT_TAG}` = '{self.run_id}' and attributes.status = 'RUNNING'"
-        for orphan in self.client.search_runs([self.experiment_id], condition):
-            self.client.set_terminated(orphan.info.run_id, "KILLED")
-        self.client.set_terminated(self.run_id, status)
-
-
 class Tracker:
     """Where the numbers of one step go while it runs."""
 
     def __init__(self, folder: Path, run: MlflowRun | None) -> None:
+        self.folder = folder
         self._file = folder / METRICS_FILE
         self._run = run
         self._rows: list[tuple[str, float, int, int]] = []
@@ -128,6 +66,12 @@ class Tracker:
         for row in rows:
             self._send(row)
         self.flush()
+
+    def log_alert(self, name: str, update: int, message: str) -> None:
+        """Append to alerts.jsonl, and tag the MLflow run with the latest alert of this name."""
+        with (self.folder / ALERTS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"name": name, "update": update, "message": message}) + "\n")
+        self.attempt(lambda run: run.set_tag(f"alert.{name}", f"at {update}: {message}"))
 
     def log_artifacts(self, folder: Path) -> None:
         """Keep a folder of results with the MLflow run."""
@@ -178,6 +122,19 @@ def replay(rows: Sequence[Row]) -> None:
         _active.replay(rows)
 
 
+def log_alert(name: str, update: int, message: str) -> None:
+    """Warn that something is wrong since an update, and track it; nothing off rank 0."""
+    if _is_first_rank():
+        logger.warning("alert %s at %d: %s", name, update, message)
+        if _active is not None:
+            _active.log_alert(name, update, message)
+
+
+def folder() -> Path | None:
+    """Where the files of the step that runs are, metrics.jsonl among them; None outside a step and off rank 0."""
+    return _active.folder if _active is not None and _is_first_rank() else None
+
+
 def log_artifacts(folder: Path) -> None:
     """Keep a folder (a report) with the step's MLflow run; nothing outside a step or off rank 0."""
     if _active is not None and _is_first_rank():
@@ -186,10 +143,11 @@ def log_artifacts(folder: Path) -> None:
 
 @contextmanager
 def track(name: str, settings: Mapping[str, Any], folder: Path) -> Iterator[Tracker]:
-    """The tracker of a step, active until the step ends; metrics.jsonl starts anew in `folder`."""
+    """The tracker of a step, active until the step ends; its files start anew in `folder`."""
     global _active
     folder.mkdir(parents=True, exist_ok=True)
     (folder / METRICS_FILE).unlink(missing_ok=True)
+    (folder / ALERTS_FILE).unlink(missing_ok=True)
     inherited = "MLFLOW_RUN_ID" in os.environ
     _active = tracker = Tracker(folder, _step_run(name) if _is_first_rank() else None)
     tracker.attempt(lambda run: run.log_params(settings))
@@ -197,6 +155,9 @@ def track(name: str, settings: Mapping[str, Any], folder: Path) -> Iterator[Trac
     try:
         yield tracker
         status = "FINISHED"
+    except (KeyboardInterrupt, Terminated):
+        status = "KILLED"
+        raise
     finally:
         _active = None
         tracker.flush()
@@ -210,15 +171,6 @@ def without_password(shown: object) -> str:
     A password may hold any character but white space, so everything up to the last @ goes.
     """
     return re.sub(r"://(?:[^\s/:@]*:\S*|[^\s/]*)@", "://", str(shown))
-
-
-def flattened(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested settings under its dotted key."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flattened(value, f"{above}{key}.")
-        else:
-            yield above + key, value
 
 
 def _line(row: Row) -> str:
@@ -240,15 +192,6 @@ def _step_run(name: str) -> MlflowRun | None:
         address, reason = without_password(os.environ["MLFLOW_TRACKING_URI"]), without_password(error)
         logger.warning("MLflow at %s failed (%s); nothing is tracked there", address, reason)
         return None
-
-
-def _client() -> Any:
-    """MLflow's client for the address in the environment."""
-    import mlflow
-
-    for chatty in ("alembic", "mlflow.store.db.utils"):  # a line per migration of a new database
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    return mlflow.MlflowClient()
 
 
 def _is_first_rank() -> bool:

@@ -17,6 +17,7 @@ from components.component import component
 from pipeline import local
 from pipeline.local import Plan
 from pipeline.screen import Screen
+from pipeline.summary import read_alerts
 
 
 @component
@@ -63,12 +64,53 @@ def mistake(model: Input[Model], task: str, raw: Output[Model], metrics: Output[
 
 
 @component
+def alarm(end_well: bool, model: Output[Model], metrics: Output[Metrics]) -> None:
+    from pathlib import Path
+
+    from components import tracking
+
+    folder = Path(metrics.path).parent
+    Path(model.path).mkdir(parents=True)
+    (folder / "report").mkdir()
+    (folder / "report" / "report.html").write_text("<p>")
+    with tracking.track("rl", {}, folder):
+        tracking.log_alert("kl_runaway", 12, "The KL is 31.")
+    assert end_well
+    Path(metrics.path).write_text("{}")
+
+
+@component
 def wait(model: Input[Model], task: str) -> None:
     import time
     from pathlib import Path
 
     (Path(model.path) / "waiting").write_text("")
     time.sleep(60)
+
+
+@component
+def train(model: Input[Model], task: str, raw: Output[Model], metrics: Output[Metrics]) -> None:
+    import os
+    from pathlib import Path
+
+    import components.demo.step
+    from components import termination
+    from components.launch import launch
+
+    checkpoint = Path(model.path).parent / "checkpoint"
+
+    def learn(settings: object, *, raw: Path) -> dict[str, float]:
+        with termination.watch() as watch:
+            if not checkpoint.exists():
+                (Path(model.path) / "waiting").write_text(str(os.getpid()))
+                while not watch.requested:
+                    pass
+                checkpoint.write_text("")
+            watch.check()
+        return {}
+
+    components.demo.step.run = learn
+    launch("demo", {}, metrics, task, raw=raw)
 
 
 def gated(size: float = 2.0, minimum: float = 1.0, fingerprint: str = "") -> Plan:
@@ -92,6 +134,14 @@ def ending_in(last: Any) -> Plan:
             last(model=model, task=task).set_display_name(task)
 
     return Plan(pipeline, "ending", ("grow", "first", "second"), {})
+
+
+def alarming(end_well: bool) -> Plan:
+    @dsl.pipeline(name="alarming")
+    def pipeline() -> None:
+        alarm(end_well=end_well).set_display_name("rl")
+
+    return Plan(pipeline, "alarming", ("rl",), {})
 
 
 @pytest.fixture
@@ -196,22 +246,56 @@ def test_a_mistake_of_a_person_is_one_message_and_exit_code_2(run: Any, tmp_path
     assert (record["status"], record["kind"]) == ("failed", "input")
 
 
-def test_an_interrupt_ends_the_step_and_still_writes_the_summary(run: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "expected", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped")]
+)
+def test_a_signal_ends_the_step_and_still_writes_the_summary(
+    number: signal.Signals, expected: int, word: str, run: Any, tmp_path: Path
+) -> None:
     def interrupt() -> None:
         while not list(tmp_path.glob("runs/.artifacts/*/grow/model/waiting")):
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt).start()
     started = time.monotonic()
     code, summary, _, complaint = run(ending_in(wait))
     assert time.monotonic() - started < 30
-    assert code == 130
+    assert code == expected
     assert summary["status"] == "failed"
     assert sorted(statuses(summary).values()) == ["failed", "skipped", "succeeded"]
     failed = next(name for name, status in statuses(summary).items() if status == "failed")
     assert complaint.count("\n") == 1
-    assert f"continues from step {failed}" in complaint
+    assert complaint.startswith(word) and f"continues from step {failed}" in complaint
+
+
+def test_a_step_that_sigterm_stops_keeps_a_checkpoint_and_the_same_command_continues(run: Any, tmp_path: Path) -> None:
+    def stop() -> None:
+        while not list(tmp_path.glob("runs/.artifacts/*/grow/model/waiting")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    code, summary, _, complaint = run(ending_in(train))
+    assert code == 143 and complaint.startswith("stopped: the same command continues")
+    failed = next(name for name, status in statuses(summary).items() if status == "failed")
+    record = json.loads((tmp_path / "runs" / "latest" / "steps" / f"{failed}.json").read_text())
+    assert record["status"] == "stopped" and "after its checkpoint" in record["error"]
+    log = (tmp_path / "runs" / "latest" / "log.txt").read_text()
+    assert f"{failed}: stopped by SIGTERM after its checkpoint" in log  # what it said at the end is read too
+    assert run(ending_in(train))[0] == 0
+
+
+def test_a_step_that_is_stopped_from_elsewhere_stops_the_run(run: Any, tmp_path: Path) -> None:
+    def stop() -> None:
+        while not (found := list(tmp_path.glob("runs/.artifacts/*/grow/model/waiting"))) or not found[0].read_text():
+            time.sleep(0.05)
+        os.kill(int(found[0].read_text()), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    code, summary, _, complaint = run(ending_in(train))
+    assert code == 143 and complaint.startswith("stopped: the same command continues from step")
+    assert sorted(statuses(summary).values()) == ["failed", "skipped", "succeeded"]
 
 
 def test_two_runs_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
@@ -220,3 +304,31 @@ def test_two_runs_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -
     folders = {RunFolder.create(tmp_path).path for _ in range(20)}
     assert len(folders) == 20
     assert (tmp_path / "latest").resolve() in folders
+
+
+def test_alerts_are_on_the_screen_in_the_table_and_in_the_summary_with_the_way_to_the_report(run: Any) -> None:
+    _, summary, printed, _ = run(alarming(end_well=True))
+    assert summary["steps"][0]["alerts"] == [{"name": "kl_runaway", "update": 12, "message": "The KL is 31."}]
+    lines = printed.splitlines()
+    assert lines.count("rl         alert at 12: kl_runaway: The KL is 31.") == 1
+    assert lines.count("           1 alert: kl_runaway at 12") == 1
+    (report,) = [line.split()[1] for line in lines if line.startswith("  rl ")]
+    assert report.endswith(f"{summary['run_id']}/rl/report/report.html") and Path(report).exists()
+
+    _, again, printed, _ = run(alarming(end_well=True))  # the model in the cache is the one alerted of
+    assert again["steps"][0]["status"] == "cached" and again["steps"][0]["alerts"] == summary["steps"][0]["alerts"]
+    assert "alert at 12" not in printed and "1 alert: kl_runaway at 12" in printed
+
+
+def test_a_step_that_failed_keeps_its_alerts(run: Any) -> None:
+    _, summary, printed, _ = run(alarming(end_well=False))
+    assert summary["steps"][0]["status"] == "failed"
+    assert [alert["update"] for alert in summary["steps"][0]["alerts"]] == [12]
+    assert "1 alert: kl_runaway at 12" in printed
+
+
+def test_a_line_of_alerts_that_was_never_finished_is_left_out(tmp_path: Path) -> None:
+    assert read_alerts(None) == read_alerts(tmp_path) == []
+    whole = json.dumps({"name": "a", "update": 1, "message": "b"})
+    (tmp_path / "alerts.jsonl").write_text(f"{whole}\n{whole[:9]}")
+    assert [alert["name"] for alert in read_alerts(tmp_path)] == ["a"]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from components.artifacts import write_json, write_manifest
+from components.mlflow_run import MlflowRun
 from components.serving.folder import publish
-from components.tracking import MlflowRun
 from pipeline.ledger import Ledger
 from pipeline.promotion import anchored, stands
 from pipeline.runs import RunFolder
