@@ -11,8 +11,8 @@ import pytest
 from components import tracking
 from components.artifacts import Metrics
 from components.monitoring import Alert, Detector, Monitor
-from components.rl.algorithm_settings import AlgorithmSettings, DPOSettings, PPOLagSettings, RLOOSettings
 from components.rl.alerts import KL_NOISE, rl_monitor
+from components.rl.algorithm_settings import AlgorithmSettings, DPOSettings, PPOLagSettings, RLOOSettings
 from components.settings import AlertSettings
 
 PATIENCE = 3
