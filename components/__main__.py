@@ -11,13 +11,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from components.errors import InputError
-from components.launch import INPUT_EXIT_CODE, STEPS, path_parameters, run_step, step_function
+from components.errors import InputError, TrainingFailure
+from components.launch import FAILED_EXIT_CODE, INPUT_EXIT_CODE, STEPS, path_parameters, run_step, step_function
 from components.outputs import claimed
+from components.termination import EXIT_CODE, Terminated
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0, or 2 with one message for what a person can fix."""
+    """The exit code: 0, or with one message 2 for what a person can fix, 1 for training that cannot go on.
+
+    143 when SIGTERM stopped the step after a checkpoint.
+    """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("components").setLevel(logging.INFO)
     try:
@@ -28,6 +32,12 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return INPUT_EXIT_CODE
+    except TrainingFailure as error:
+        print(f"error: {arguments[0]}: {error}", file=sys.stderr)
+        return FAILED_EXIT_CODE
+    except Terminated as stop:
+        print(f"{arguments[0]}: {stop}", file=sys.stderr)
+        return EXIT_CODE
     return 0
 
 

@@ -16,9 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from components import tracking
+from components import termination, tracking
 from components.artifacts import Metrics, write_json
-from components.errors import InputError
+from components.errors import InputError, TrainingFailure
 from components.parsing import parse
 from components.settings import StepSettings
 
@@ -28,6 +28,7 @@ STEPS = (
 RUN_DIR = "PLUMBLINE_RUN_DIR"
 FINGERPRINT = "PLUMBLINE_FINGERPRINT"
 INPUT_EXIT_CODE = 2
+FAILED_EXIT_CODE = 1
 
 
 def launch(
@@ -35,7 +36,8 @@ def launch(
 ) -> Metrics:
     """The metrics of a step run inside a Kubeflow task, on the task's artifacts (None where one is absent).
 
-    A mistake a person can fix ends the process with code 2 and its message alone; anything else is raised.
+    A mistake a person can fix ends the process with code 2 and its message alone, training that cannot go on with
+    code 1 and SIGTERM with 143, once a checkpoint is written; anything else is raised.
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
     logging.getLogger("components").setLevel(logging.INFO)
@@ -48,6 +50,14 @@ def launch(
         _record(task, started, status="failed", kind="input", error=str(error))
         print(f"error: {error}", file=sys.stderr)
         sys.exit(INPUT_EXIT_CODE)
+    except TrainingFailure as error:
+        _record(task, started, status="failed", kind="failure", error=str(error))
+        print(f"error: {task}: {error}", file=sys.stderr)
+        sys.exit(FAILED_EXIT_CODE)
+    except termination.Terminated as stop:
+        _record(task, started, status="stopped", error=str(stop))
+        print(f"{task}: {stop}", file=sys.stderr)
+        sys.exit(termination.EXIT_CODE)
     except Exception as error:
         _record(task, started, status="failed", kind="failure", error=f"{type(error).__name__}: {error}")
         raise

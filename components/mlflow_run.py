@@ -1,14 +1,12 @@
-"""A run in MLflow: settings, numbers, files and tags, in the batches that MLflow accepts.
-
-Whoever calls decides what a failing server means; addresses are shown without user and password.
-"""
+"""A run in MLflow: params, metrics in batches, artifacts, tags, runs below it; loads MLflow when one is made."""
 
 import logging
-import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
+
+from components.parsing import flattened
 
 PARENT_TAG = "mlflow.parentRunId"
 MAX_PARAM = 500  # characters that every MLflow store accepts as a value
@@ -77,23 +75,6 @@ class MlflowRun:
         for orphan in self.client.search_runs([self.experiment_id], condition):
             self.client.set_terminated(orphan.info.run_id, "KILLED")
         self.client.set_terminated(self.run_id, status)
-
-
-def without_password(shown: object) -> str:
-    """A text to show, such as an address or an error: no address in it names a user or a password.
-
-    A password may hold any character but white space, so everything up to the last @ goes.
-    """
-    return re.sub(r"://(?:[^\s/:@]*:\S*|[^\s/]*)@", "://", str(shown))
-
-
-def flattened(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested settings under its dotted key."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flattened(value, f"{above}{key}.")
-        else:
-            yield above + key, value
 
 
 def _client() -> Any:

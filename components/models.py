@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, R response tokens, V vocabulary, H hidden size.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from components.artifacts import LANGUAGE_MODELS, ModelCard, read_json, write_manifest
+from components.artifacts import LANGUAGE_MODELS, MEMBERS, ModelCard, read_json, write_manifest
 from components.errors import InputError
 from components.settings import Lora
 from components.tokens import Tokenizer, load_tokenizer, position_ids, template_digest
@@ -183,21 +183,26 @@ def save_model(
     *,
     settings: Mapping[str, Any],
     parents: Mapping[str, Path],
+    members: Iterable[tuple[Any, ModelCard]] = (),
 ) -> str:
     """Write a Hugging Face folder (safetensors, float32, adapters merged) with card and manifest.
 
-    Returns the folder's digest, which depends on content alone.
+    `members`, models trained alike, are written below it as members/1 and so on, in the same form but under the one
+    manifest. Returns the folder's digest, which depends on content alone.
     """
-    from peft import PeftModel
-
     if folder.exists():
         shutil.rmtree(folder)
-    if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
-    model.save_pretrained(str(folder), safe_serialization=True)
-    tokenizer.save_pretrained(str(folder))
-    card.write(folder)
+    _write(model, tokenizer, folder, card)
+    for number, (member, its_card) in enumerate(members, start=1):
+        _write(member, tokenizer, folder / MEMBERS / str(number), its_card)
     return write_manifest(folder, card.kind, settings=settings, parents=parents)
+
+
+def merged(model: Any) -> Any:
+    """The model with its adapters merged into its weights; itself when it has none."""
+    from peft import PeftModel
+
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
 def policy_card(base: str, step: str, tokenizer: Tokenizer) -> ModelCard:
@@ -210,6 +215,12 @@ def _architectures(folder: Path) -> list[str]:
     if not (folder / "config.json").exists():
         raise InputError(f"{folder}: no config.json; not a Hugging Face model folder.")
     return list(read_json(folder / "config.json").get("architectures") or [])
+
+
+def _write(model: Any, tokenizer: Tokenizer, folder: Path, card: ModelCard) -> None:
+    merged(model).save_pretrained(str(folder), safe_serialization=True)
+    tokenizer.save_pretrained(str(folder))
+    card.write(folder)
 
 
 def _load(auto_class: Any, folder: Path, dtype: str, **config: Any) -> Any:

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from components.errors import InputError
-from components.mlflow_run import without_password
-from components.tracking import PARENT_RUN
+from components.tracking import PARENT_RUN, without_password
 
 logger = logging.getLogger(__name__)
 

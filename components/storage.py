@@ -1,5 +1,6 @@
 """Local paths and gs:// addresses behind a few verbs, on google-cloud-storage."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -48,26 +49,74 @@ def fetch(address: str, into: Path | None = None, beside: Path | None = None) ->
     return into / Path(prefix).name
 
 
-def put_folder(folder: Path, address: str) -> None:
-    """Copy every file of `folder` to the address; a local target appears whole, by rename, and all may read it."""
+def put_folder(folder: Path, address: str, last: str = "") -> None:
+    """Copy every file of `folder` to the address; a local target appears whole, by rename, and all may read it.
+
+    On gs:// the file named `last` is copied after the others: where it is, they are.
+    """
     if is_remote(address):
         with _bucket(address) as (bucket, prefix):
-            for path in sorted(folder.rglob("*")):
+            for path in sorted(folder.rglob("*"), key=lambda path: (path.name == last, path)):
                 if path.is_file():
                     bucket.blob(f"{prefix}/{path.relative_to(folder).as_posix()}").upload_from_filename(str(path))
+        return
+    with new_folder(address) as made:
+        shutil.copytree(folder, made, dirs_exist_ok=True)
+        for path in [made, *made.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)  # the source may be private: a temporary folder is
+
+
+@contextmanager
+def new_folder(address: str, last: str = "") -> Iterator[Path]:
+    """A local folder to fill; it appears at the address when the block ends and replaces what was there.
+
+    A local one appears whole, by rename; on gs:// the file named `last` comes after the others. When the block
+    raises, nothing appears.
+    """
+    if is_remote(address):
+        with tempfile.TemporaryDirectory(prefix="plumbline-") as scratch:
+            yield Path(scratch)
+            remove(address)
+            put_folder(Path(scratch), address, last)
         return
     target = local_path(address)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        shutil.copytree(folder, temporary / target.name)
-        for path in [temporary / target.name, *(temporary / target.name).rglob("*")]:
-            path.chmod(0o755 if path.is_dir() else 0o644)  # the source may be private: a temporary folder is
-        if target.exists():
-            shutil.rmtree(target)
-        (temporary / target.name).rename(target)
+        made = temporary / target.name
+        made.mkdir()
+        yield made
+        for path in filter(Path.is_file, made.rglob("*")):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        remove(address)
+        made.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove(address: str) -> None:
+    """Remove the file or folder at the address, if there is one."""
+    if is_remote(address):
+        with _bucket(address) as (bucket, prefix):
+            for blob in _listed(bucket, prefix):
+                blob.delete()
+        return
+    path = local_path(address)
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def list_folders(address: str) -> list[str]:
+    """The names of the folders directly in the folder at the address, sorted; none when nothing is there."""
+    if is_remote(address):
+        with _bucket(address) as (bucket, prefix):
+            below = [blob.name[len(prefix) + 1 :].split("/") for blob in _listed(bucket, prefix)]
+            return sorted({parts[0] for parts in below if len(parts) > 1})
+    path = local_path(address)
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
 
 
 def put_text(text: str, address: str) -> None:
@@ -154,10 +203,14 @@ def _refusal(address: str, error: Exception) -> InputError:
 
 def _objects(bucket: Any, prefix: str, address: str) -> list[Any]:
     """The object at the address, or those in the folder there. Raises InputError when there is none."""
-    found = [blob for blob in bucket.list_blobs(prefix=prefix) if _belongs(blob.name, prefix)]
+    found = _listed(bucket, prefix)
     if not found:
         raise InputError(f"{address}: no object there. Check the bucket, the name and the credentials.")
     return found
+
+
+def _listed(bucket: Any, prefix: str) -> list[Any]:
+    return [blob for blob in bucket.list_blobs(prefix=prefix) if _belongs(blob.name, prefix)]
 
 
 def _belongs(name: str, prefix: str) -> bool:

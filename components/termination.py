@@ -15,6 +15,9 @@ EXIT_CODE = 128 + signal.SIGTERM
 class Terminated(BaseException):
     """The step was asked to stop and has kept what it needs to continue; no error, so no `except Exception` ends it."""
 
+    def __str__(self) -> str:
+        return "stopped by SIGTERM after its checkpoint; the same command continues from there."
+
 
 class Watch:
     """Whether the process was asked to stop."""

@@ -8,13 +8,15 @@ fails, training goes on: one warning, and the file has everything.
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.mlflow_run import MAX_BATCH, MlflowRun, without_password
+from components.mlflow_run import MAX_BATCH, MlflowRun
+from components.termination import Terminated
 
 logger = logging.getLogger(__name__)
 
@@ -153,11 +155,22 @@ def track(name: str, settings: Mapping[str, Any], folder: Path) -> Iterator[Trac
     try:
         yield tracker
         status = "FINISHED"
+    except (KeyboardInterrupt, Terminated):
+        status = "KILLED"
+        raise
     finally:
         _active = None
         tracker.flush()
         if not inherited:  # whoever opened the run closes it
             tracker.attempt(lambda run: run.end(status))
+
+
+def without_password(shown: object) -> str:
+    """A text to show, such as an address or an error: no address in it names a user or a password.
+
+    A password may hold any character but white space, so everything up to the last @ goes.
+    """
+    return re.sub(r"://(?:[^\s/:@]*:\S*|[^\s/]*)@", "://", str(shown))
 
 
 def _line(row: Row) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from components.mlflow_run import MlflowRun, without_password
-from components.tracking import PARENT_RUN
+from components.mlflow_run import MlflowRun
+from components.tracking import PARENT_RUN, without_password
 from pipeline.runs import RunFolder
 from pipeline.summary import Result
 

@@ -20,8 +20,9 @@ from typing import Any, TextIO
 from kfp import local
 from kfp.local import config
 
+from components import termination
 from components.artifacts import write_json
-from components.launch import INPUT_EXIT_CODE, RUN_DIR
+from components.launch import FAILED_EXIT_CODE, INPUT_EXIT_CODE, RUN_DIR
 from pipeline.documents import write_document
 from pipeline.ledger import ADDRESS, Ledger
 from pipeline.observer import Ending, StepFailed, observed
@@ -29,10 +30,10 @@ from pipeline.promotion import stands
 from pipeline.runs import RunFolder, shown
 from pipeline.screen import Screen
 from pipeline.summary import Result, read_alerts, read_metrics, status_of, summarize
-from pipeline.surroundings import environment, terminated_as_interrupt
+from pipeline.surroundings import environment
 
-FAILED_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
+STOPPED = "stopped"
 TAIL_LINES = 20
 
 
@@ -54,7 +55,8 @@ def run(plan: Plan, runs_dir: Path, screen: Screen) -> int:
     """Run the plan to its end; the exit code.
 
     0 when it succeeded or the gate rejected the candidate, 1 when a step failed, 2 when the reason is a
-    person's to fix, 130 when it was interrupted. summary.json is written in every case.
+    person's to fix, 130 when it was interrupted, 143 when SIGTERM stopped it or its step. summary.json is
+    written in every case.
     """
     runs_dir = runs_dir.absolute()
     folder = RunFolder.create(runs_dir)
@@ -64,7 +66,7 @@ def run(plan: Plan, runs_dir: Path, screen: Screen) -> int:
     with (
         folder.log.open("w", encoding="utf-8", buffering=1) as log,
         tempfile.TemporaryDirectory(prefix="plumbline-") as scratch,
-        terminated_as_interrupt(),
+        termination.watch() as watch,
         environment(
             {
                 ADDRESS: ledger.address,
@@ -76,7 +78,7 @@ def run(plan: Plan, runs_dir: Path, screen: Screen) -> int:
     ):
         attempt = _Attempt(folder, ledger, screen, log)
         try:
-            attempt.execute(plan, runs_dir)
+            attempt.execute(plan, runs_dir, watch)
         finally:
             screen.stopped()
             summary = attempt.sum_up(plan.tasks)
@@ -96,15 +98,21 @@ class _Attempt:
         self.exit_code = 0
         self.started_at = self.task_started_at = time.monotonic()
 
-    def execute(self, plan: Plan, runs_dir: Path) -> None:
+    def execute(self, plan: Plan, runs_dir: Path, watch: termination.Watch) -> None:
         """Run the plan; every way in which it can end becomes an exit code."""
         try:
-            self.ledger.open(plan.name, self.folder, plan.settings)
-            self._hand_over(plan.pipeline, runs_dir)
+            with watch.interruptible():
+                self.ledger.open(plan.name, self.folder, plan.settings)
+                self._hand_over(plan.pipeline, runs_dir)
         except StepFailed as failed:
             result = self.results[str(failed)]
             self.error = result.error if result.fixable else f"step {result.task} failed: {result.error}"
             self.exit_code = INPUT_EXIT_CODE if result.fixable else FAILED_EXIT_CODE
+            if self.folder.recorded(result.task).get("status") == STOPPED:
+                self.running, self.error, self.exit_code = result.task, result.error, termination.EXIT_CODE
+        except termination.Terminated:
+            self.error = "stopped by SIGTERM"
+            self.exit_code = termination.EXIT_CODE
         except KeyboardInterrupt:
             self.error = "interrupted"
             self.exit_code = INTERRUPTED_EXIT_CODE
@@ -170,7 +178,8 @@ class _Attempt:
         recorded = self.folder.recorded(ending.task)
         error = recorded.get("error") or _exit_text(ending.exit_code)
         if not recorded:
-            self.folder.record(ending.task, status="failed", kind="failure", error=error, seconds=ending.seconds)
+            status = STOPPED if ending.exit_code == -signal.SIGTERM else "failed"
+            self.folder.record(ending.task, status=status, kind="failure", error=error, seconds=ending.seconds)
         fixable = recorded.get("kind") == "input"
         alerts = read_alerts(ending.folder)
         return Result(ending.task, "failed", ending.seconds, {}, ending.folder, error, fixable, alerts)
@@ -178,10 +187,11 @@ class _Attempt:
     def sum_up(self, tasks: Sequence[str]) -> dict[str, Any]:
         """Write summary.json and give it back."""
         now = time.monotonic()
-        if self.running:  # interrupted, or kfp itself failed
+        if self.running and self.running not in self.results:  # interrupted, or kfp itself failed
             seconds = now - self.task_started_at
             self.results[self.running] = Result(self.running, "failed", seconds, error=self.error)
-            self.folder.record(self.running, status="failed", kind="failure", error=self.error, seconds=seconds)
+            if not self.folder.recorded(self.running):  # a step that was stopped has done so itself
+                self.folder.record(self.running, status="failed", kind="failure", error=self.error, seconds=seconds)
         status = status_of(self.results, failed=self.exit_code != 0)
         summary = summarize(self.folder.run_id, status, now - self.started_at, tasks, self.results)
         write_json(self.folder.summary, summary)
@@ -201,9 +211,10 @@ class _Attempt:
                 "summary": shown(self.folder.summary),
             }
         )
-        if self.exit_code == INTERRUPTED_EXIT_CODE:
+        if self.exit_code in (INTERRUPTED_EXIT_CODE, termination.EXIT_CODE):
             step = f"step {self.running}" if self.running else "where it stopped"
-            _complain(f"interrupted: the same command continues from {step}; the steps before it are cached.")
+            word = "interrupted" if self.exit_code == INTERRUPTED_EXIT_CODE else STOPPED
+            _complain(f"{word}: the same command continues from {step}; the steps before it are cached.")
         elif self.exit_code == FAILED_EXIT_CODE:
             _complain(f"\n{self.folder.tail(TAIL_LINES)}\n\nerror: {self.error}")
         elif self.exit_code:
@@ -219,4 +230,6 @@ def _exit_text(code: int) -> str:
     """What an exit code says about a process that recorded nothing."""
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         return "its process was killed, most likely for want of memory"
+    if code == -signal.SIGTERM:
+        return "stopped by SIGTERM"
     return f"its process ended with code {code}"

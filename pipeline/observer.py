@@ -7,9 +7,10 @@ run at once; kfp would go on with the tasks that do not depend on it.
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,8 @@ from typing import Any, Protocol
 from kfp.local import status, subprocess_task_handler, task_dispatcher
 from kfp.local.orchestrator import task_executor
 
-GRACE_S = 5.0
+GRACE_S = 30.0
+"""What a process has after SIGTERM to finish its update and write a checkpoint; a pod has as long by default."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,26 @@ class _Watch:
                 self.observer.printed(self.task, line)
             self.exit_code = process.wait()
         except BaseException:
-            _end_group(process)
+            self._end(process)
             raise
         return self.exit_code
+
+    def _end(self, process: "subprocess.Popen[str]") -> None:
+        """Ask the process and its children to end; make them after GRACE_S, or when a person asks once more."""
+        assert process.stdout is not None
+        timer = threading.Timer(GRACE_S, _kill, (process.pid,))
+        timer.start()
+        try:
+            os.killpg(process.pid, signal.SIGTERM)
+            for line in process.stdout:
+                self.observer.printed(self.task, line)
+            process.wait()
+        except ProcessLookupError:
+            pass
+        finally:
+            timer.cancel()
+            _kill(process.pid)
+            process.wait()
 
 
 def _folder(outputs: Mapping[str, Any]) -> Path | None:
@@ -137,17 +156,10 @@ def _planned_folder(task_spec: Any, *, pipeline_root: str, pipeline_resource_nam
     return Path(pipeline_root) / pipeline_resource_name / component.removeprefix("comp-")
 
 
-def _end_group(process: "subprocess.Popen[str]") -> None:
-    """Ask the process and its children to end, then make them."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(GRACE_S)
-            return
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
-            return
+def _kill(group: int) -> None:
+    """Kill what is left of a group of processes."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 @contextmanager

@@ -1,11 +1,8 @@
-"""What a run changes around itself for a while: environment variables, and what SIGTERM does."""
+"""What a run changes around itself for a while: environment variables."""
 
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 
 @contextlib.contextmanager
@@ -21,20 +18,3 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: the step's process is ended and the summary written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

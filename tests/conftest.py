@@ -1,7 +1,9 @@
 """Tiny real models, tokenizers and data that every test may use; made once per session, in a second."""
 
 import copy
-from collections.abc import Callable, Sequence
+import logging
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,31 @@ def _spread(model: nn.Module, factor: float) -> None:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter *= factor
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[str]:
+    """The address of a running object-store emulator with one bucket, gs://feedback."""
+    from gcp_storage_emulator.server import create_server
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.ERROR)
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="feedback")
+    server.start()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "gs"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An address under which a test may write: a folder, or a folder of the bucket."""
+    if request.param == "local":
+        return str(tmp_path / "store")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", request.getfixturevalue("emulator"))
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
+    return f"gs://feedback/{tmp_path.name}"
 
 
 class WordScorer:

@@ -88,6 +88,31 @@ def wait(model: Input[Model], task: str) -> None:
     time.sleep(60)
 
 
+@component
+def train(model: Input[Model], task: str, raw: Output[Model], metrics: Output[Metrics]) -> None:
+    import os
+    from pathlib import Path
+
+    import components.demo.step
+    from components import termination
+    from components.launch import launch
+
+    checkpoint = Path(model.path).parent / "checkpoint"
+
+    def learn(settings: object, *, raw: Path) -> dict[str, float]:
+        with termination.watch() as watch:
+            if not checkpoint.exists():
+                (Path(model.path) / "waiting").write_text(str(os.getpid()))
+                while not watch.requested:
+                    pass
+                checkpoint.write_text("")
+            watch.check()
+        return {}
+
+    components.demo.step.run = learn
+    launch("demo", {}, metrics, task, raw=raw)
+
+
 def gated(size: float = 2.0, minimum: float = 1.0, fingerprint: str = "") -> Plan:
     @dsl.pipeline(name="gated")
     def pipeline() -> None:
@@ -221,22 +246,56 @@ def test_a_mistake_of_a_person_is_one_message_and_exit_code_2(run: Any, tmp_path
     assert (record["status"], record["kind"]) == ("failed", "input")
 
 
-def test_an_interrupt_ends_the_step_and_still_writes_the_summary(run: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "expected", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped")]
+)
+def test_a_signal_ends_the_step_and_still_writes_the_summary(
+    number: signal.Signals, expected: int, word: str, run: Any, tmp_path: Path
+) -> None:
     def interrupt() -> None:
         while not list(tmp_path.glob("runs/.artifacts/*/grow/model/waiting")):
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt).start()
     started = time.monotonic()
     code, summary, _, complaint = run(ending_in(wait))
     assert time.monotonic() - started < 30
-    assert code == 130
+    assert code == expected
     assert summary["status"] == "failed"
     assert sorted(statuses(summary).values()) == ["failed", "skipped", "succeeded"]
     failed = next(name for name, status in statuses(summary).items() if status == "failed")
     assert complaint.count("\n") == 1
-    assert f"continues from step {failed}" in complaint
+    assert complaint.startswith(word) and f"continues from step {failed}" in complaint
+
+
+def test_a_step_that_sigterm_stops_keeps_a_checkpoint_and_the_same_command_continues(run: Any, tmp_path: Path) -> None:
+    def stop() -> None:
+        while not list(tmp_path.glob("runs/.artifacts/*/grow/model/waiting")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    code, summary, _, complaint = run(ending_in(train))
+    assert code == 143 and complaint.startswith("stopped: the same command continues")
+    failed = next(name for name, status in statuses(summary).items() if status == "failed")
+    record = json.loads((tmp_path / "runs" / "latest" / "steps" / f"{failed}.json").read_text())
+    assert record["status"] == "stopped" and "after its checkpoint" in record["error"]
+    log = (tmp_path / "runs" / "latest" / "log.txt").read_text()
+    assert f"{failed}: stopped by SIGTERM after its checkpoint" in log  # what it said at the end is read too
+    assert run(ending_in(train))[0] == 0
+
+
+def test_a_step_that_is_stopped_from_elsewhere_stops_the_run(run: Any, tmp_path: Path) -> None:
+    def stop() -> None:
+        while not (found := list(tmp_path.glob("runs/.artifacts/*/grow/model/waiting"))) or not found[0].read_text():
+            time.sleep(0.05)
+        os.kill(int(found[0].read_text()), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    code, summary, _, complaint = run(ending_in(train))
+    assert code == 143 and complaint.startswith("stopped: the same command continues from step")
+    assert sorted(statuses(summary).values()) == ["failed", "skipped", "succeeded"]
 
 
 def test_two_runs_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Who may import whom, over the syntax tree of every file, imports inside functions included.
 
-Levels: 0 settings, records, errors · 1 <step>/settings and rl/algorithm_settings · 2 every other shared file · 3 the rest of a step's
-folder · 4 launch and __main__ · 5 component and <step>/component · 6 pipeline. The standard library is open.
+Levels: 0 settings, records, errors · 1 <step>/settings and rl/algorithm_settings · 2 every other shared file ·
+3 the rest of a step's folder · 4 launch and __main__ · 5 component and <step>/component · 6 pipeline. The standard
+library is open.
 A late import is one that importing the module does not run: inside a function, or for type checkers only.
 """
 
@@ -23,10 +24,8 @@ STEPS = {
 }
 VOCABULARY = {f"components.{name}" for name in ("settings", "records", "errors")}
 LAUNCHERS = {"components.launch", "components.__main__"}
-OPEN_TO_PIPELINE = VOCABULARY | {
-    f"components.{name}"
-    for name in ("artifacts", "launch", "mlflow_run", "outputs", "parsing", "storage", "tracking")
-}
+LIGHT = ("artifacts", "launch", "mlflow_run", "outputs", "parsing", "storage", "termination", "tracking")
+OPEN_TO_PIPELINE = VOCABULARY | {f"components.{name}" for name in LIGHT}
 HEAVY = {
     "accelerate", "datasets", "deepspeed", "google.cloud", "matplotlib", "mlflow", "numpy", "pandas", "peft",
     "pyarrow", "tokenizers", "torch", "transformers",
@@ -151,7 +150,9 @@ def inside_objection(module: str, imported: Import) -> str | None:
         return None if allowed else "a component imports components.component, the rest inside its body"
     if level == 3 and target_step and not own:
         return "steps never import steps"
-    allowed_levels = {0: {0}, 1: {0} | ({1} if own else set()), 2: {0, 2}, 3: {0, 2} | ({1, 3} if own else set()), 4: {0, 2, 4}}
+    allowed_levels = {0: {0}, 1: {0}, 2: {0, 2}, 3: {0, 2}, 4: {0, 2, 4}}
+    if own:
+        allowed_levels |= {1: {0, 1}, 3: {0, 1, 2, 3}}
     if target_level not in allowed_levels[level]:
         return f"level {level} does not import level {target_level}"
     rank, target_rank = rl_rank(module), rl_rank(imported.target)

@@ -1,41 +1,24 @@
 """The same verbs on local paths and on gs://, the latter against an emulator in this process."""
 
-import logging
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from components.errors import InputError
-from components.storage import fetch, fingerprint, get_text, is_remote, local_path, put_folder, put_text
+from components.storage import (
+    fetch,
+    fingerprint,
+    get_text,
+    is_remote,
+    list_folders,
+    local_path,
+    new_folder,
+    put_folder,
+    put_text,
+    remove,
+)  # fmt: skip
 
 BUCKET = "gs://feedback"
-
-
-@pytest.fixture(scope="module")
-def emulator() -> Iterator[str]:
-    """The address of a running object-store emulator with one bucket."""
-    from gcp_storage_emulator.server import create_server
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    logging.getLogger("gcp_storage_emulator").setLevel(logging.ERROR)
-    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="feedback")
-    server.start()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
-
-
-@pytest.fixture(params=["local", "gs"])
-def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An address under which a test may write: a folder, or a folder of the bucket."""
-    if request.param == "local":
-        return str(tmp_path / "store")
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", request.getfixturevalue("emulator"))
-    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
-    return f"{BUCKET}/{tmp_path.name}"
 
 
 @pytest.fixture
@@ -52,47 +35,98 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_folder_comes_back_as_it_was_put(root: str, folder: Path) -> None:
-    put_folder(folder, f"{root}/model")
-    assert contents(fetch(f"{root}/model")) == contents(folder)
+def test_a_folder_comes_back_as_it_was_put(store: str, folder: Path) -> None:
+    put_folder(folder, f"{store}/model")
+    assert contents(fetch(f"{store}/model")) == contents(folder)
 
 
-def test_a_folder_with_a_like_name_is_not_fetched(root: str, folder: Path, tmp_path: Path) -> None:
-    put_folder(folder, f"{root}/model")
-    put_text("another", f"{root}/model-2/c.txt")
-    put_text("a file", f"{root}/model.txt")
-    before = fingerprint(f"{root}/model")
-    put_text("changed", f"{root}/model-2/c.txt")
-    assert contents(fetch(f"{root}/model", into=tmp_path / "into")) == contents(folder)
-    assert fingerprint(f"{root}/model") == before
+def test_a_folder_with_a_like_name_is_not_fetched(store: str, folder: Path, tmp_path: Path) -> None:
+    put_folder(folder, f"{store}/model")
+    put_text("another", f"{store}/model-2/c.txt")
+    put_text("a file", f"{store}/model.txt")
+    before = fingerprint(f"{store}/model")
+    put_text("changed", f"{store}/model-2/c.txt")
+    assert contents(fetch(f"{store}/model", into=tmp_path / "into")) == contents(folder)
+    assert fingerprint(f"{store}/model") == before
 
 
-def test_one_file_is_fetched_as_a_file(root: str) -> None:
-    put_text('{"prompt": "ü"}\n', f"{root}/data.jsonl")
-    found = fetch(f"{root}/data.jsonl")
+def test_one_file_is_fetched_as_a_file(store: str) -> None:
+    put_text('{"prompt": "ü"}\n', f"{store}/data.jsonl")
+    found = fetch(f"{store}/data.jsonl")
     assert found.name == "data.jsonl" and found.read_text(encoding="utf-8") == '{"prompt": "ü"}\n'
 
 
-def test_text_is_replaced_and_absent_text_is_none(root: str) -> None:
-    address = f"{root}/pointer.json"
+def test_text_is_replaced_and_absent_text_is_none(store: str) -> None:
+    address = f"{store}/pointer.json"
     assert get_text(address) is None
     for text in ("first", "second"):
         put_text(text, address)
         assert get_text(address) == text
 
 
-def test_the_fingerprint_changes_with_the_content(root: str, folder: Path) -> None:
-    put_folder(folder, f"{root}/model")
-    before = fingerprint(f"{root}/model")
-    assert fingerprint(f"{root}/model") == before
-    put_text("new", f"{root}/model/new.txt")
-    assert fingerprint(f"{root}/model") != before
+def test_the_fingerprint_changes_with_the_content(store: str, folder: Path) -> None:
+    put_folder(folder, f"{store}/model")
+    before = fingerprint(f"{store}/model")
+    assert fingerprint(f"{store}/model") == before
+    put_text("new", f"{store}/model/new.txt")
+    assert fingerprint(f"{store}/model") != before
 
 
-def test_nothing_there_is_an_error_that_names_the_address(root: str) -> None:
+def test_the_folders_of_a_folder_are_listed_and_nothing_else(store: str, folder: Path) -> None:
+    assert list_folders(f"{store}/models") == []
+    for name in ("b", "a"):
+        put_folder(folder, f"{store}/models/{name}")
+    put_text("a file", f"{store}/models/c.txt")
+    put_folder(folder, f"{store}/models-2/d")
+    assert list_folders(f"{store}/models") == ["a", "b"]
+
+
+def test_what_is_removed_is_gone_and_its_like_stays(store: str, folder: Path) -> None:
+    for name in ("model", "model-2"):
+        put_folder(folder, f"{store}/{name}")
+    put_text("a file", f"{store}/model.txt")
+    for address in (f"{store}/model", f"{store}/model.txt", f"{store}/absent"):
+        remove(address)
+    assert list_folders(store) == ["model-2"] and get_text(f"{store}/model.txt") is None
+
+
+def test_a_new_folder_replaces_the_one_before_and_appears_when_it_is_whole(store: str, folder: Path) -> None:
+    put_folder(folder, f"{store}/model")
+    with new_folder(f"{store}/model") as made:
+        (made / "c.txt").write_text("new")
+        assert contents(fetch(f"{store}/model")) == contents(folder)
+    assert contents(fetch(f"{store}/model")) == {"c.txt": b"new"}
+
+
+def test_a_new_folder_that_fails_leaves_what_was_there_and_no_trace(store: str, folder: Path) -> None:
+    put_folder(folder, f"{store}/model")
+
+    def fail() -> None:
+        with new_folder(f"{store}/model") as made:
+            (made / "c.txt").write_text("new")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert contents(fetch(f"{store}/model")) == contents(folder)
+    assert list_folders(store) == ["model"]
+
+
+def test_on_gs_the_last_file_comes_last(emulator: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from google.cloud.storage import Blob
+
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
+    uploaded: list[str] = []
+    monkeypatch.setattr(Blob, "upload_from_filename", lambda blob, *_: uploaded.append(blob.name))
+    put_folder(folder, f"{BUCKET}/ordered", last="a.txt")
+    assert uploaded == ["ordered/below/b.bin", "ordered/a.txt"]
+
+
+def test_nothing_there_is_an_error_that_names_the_address(store: str) -> None:
     for look in (fetch, fingerprint):
-        with pytest.raises(InputError, match=f"{root}/absent: no "):
-            look(f"{root}/absent")
+        with pytest.raises(InputError, match=f"{store}/absent: no "):
+            look(f"{store}/absent")
 
 
 def test_the_marker_of_a_folder_made_in_the_console_is_no_file(

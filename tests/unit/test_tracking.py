@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from components import tracking
-from components.mlflow_run import MlflowRun, flattened, without_password
-from components.tracking import track
+from components.mlflow_run import MlflowRun
+from components.parsing import flattened
+from components.tracking import track, without_password
 
 
 @pytest.fixture(autouse=True)

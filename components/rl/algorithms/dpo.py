@@ -10,8 +10,8 @@ from components.rl.functional import preference_loss, sequence_sums
 from components.rl.types import Batch, Forward, Means
 
 
-class DPO:
-    """Rows come in units of two, chosen then rejected; whole responses are compared (Rafailov et al. 2023).
+class PairLearner:
+    """Rows come in units of two, chosen then rejected; whole responses are compared.
 
     Tokens that both responses begin with cancel out of the difference, so nothing has to be cut away.
     """
@@ -48,8 +48,12 @@ class DPO:
         return total, means
 
     def state_dict(self) -> dict[str, Any]:
-        """DPO has no state of its own."""
+        """There is no state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to take back."""
+
+
+class DPO(PairLearner):
+    """Pairs as people labelled them (Rafailov et al. 2023, equation 7)."""

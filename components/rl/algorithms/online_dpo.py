@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from components.rl.algorithm_settings import OnlineDPOSettings
-from components.rl.algorithms.dpo import DPO
+from components.rl.algorithms.dpo import PairLearner
 from components.rl.functional import eos_rule
 from components.rl.types import Batch, Rollout
 
 
-class OnlineDPO(DPO):
+class OnlineDPO(PairLearner):
     """The first of the best is chosen, the first of the worst rejected (Guo et al. 2024, algorithm 1).
 
     Groups whose scores are all equal, or whose two responses are the same text, say nothing: they are dropped, and
