@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.artifacts import Metrics
-from components.mlflow_run import flattened
 from components.monitoring import Alert
 from components.pages import number, render
+from components.parsing import flattened
 from components.rl.curves import History, Scatter, draw_constraint, draw_curves
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
