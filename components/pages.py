@@ -9,7 +9,7 @@ STYLE = """
   @media screen and (prefers-color-scheme: dark) {
     :root { --ink: #e4e9f0; --soft: #a0acba; --line: #2c3644; --page: #10151c; --card: #18202a;
       --good: #4cc38a; --bad: #ff8a80; --warn: #e0b341; --on: #10151c; --hint: #2a2415; }
-    figure img { filter: invert(1) hue-rotate(180deg); }
+    figure img { filter: invert(1) hue-rotate(180deg) brightness(1.2); }
   }
   * { box-sizing: border-box; }
   body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
