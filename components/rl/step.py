@@ -3,18 +3,22 @@
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from components import tracking
 from components.artifacts import DataDir, Metrics, folder_digest
 from components.checkpoints import Checkpoints
 from components.errors import InputError
 from components.models import policy_card, save_model
+from components.monitoring import Monitor
 from components.rl import algorithms
 from components.rl.alerts import rl_monitor
 from components.rl.assembly import build_networks, build_source
 from components.rl.loop import Course, averages, num_updates, train
 from components.rl.ptx import Ptx
+from components.rl.report import write_report
 from components.rl.settings import RLSettings
 from components.tokens import Tokenizer, load_tokenizer
 from components.updates import Updater, total
@@ -49,10 +53,19 @@ def run(
     monitor = rl_monitor(settings.alerts, settings.compute.dtype, settings.algorithm)
     extras = [_ptx(settings, data, tokenizer)] if settings.ptx.coef else []
     course = train(settings, batches, algorithm, source, updater, extras, monitor, checkpoints)
+    _report(plain, course, monitor)
     card = policy_card(folder_digest(policy), "rl", tokenizer)
     save_model(networks.policy, tokenizer, model, card, settings=plain, parents=inputs)
     checkpoints.clear()
     return last_tenth(course)
+
+
+def _report(settings: dict[str, Any], course: Course, monitor: Monitor) -> None:
+    """The page on the whole course, beside the step's other files and with its MLflow run."""
+    if (folder := tracking.folder()) is not None:
+        history = [(row.update, row.metrics) for row in course.history]
+        write_report(folder / "report" / "report.html", settings, history, course.scatter or None, monitor.alerts)
+        tracking.log_artifacts(folder / "report")
 
 
 def last_tenth(course: Course) -> Metrics:
