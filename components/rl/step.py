@@ -23,6 +23,7 @@ from components.rl.settings import RLSettings
 from components.tokens import Tokenizer, load_tokenizer
 from components.updates import Updater, total
 
+COUNTED = ("data/samples", "data/tokens", "data/passes", "loss/skipped_updates", "alerts/total")
 logger = logging.getLogger(__name__)
 
 
@@ -69,9 +70,10 @@ def _report(settings: dict[str, Any], course: Course, monitor: Monitor) -> None:
 
 
 def last_tenth(course: Course) -> Metrics:
-    """Every metric averaged over the last tenth of the batches."""
+    """Every metric averaged over the last tenth of the batches; what is counted up, as it is at the end."""
     rows = [row.metrics for row in course.history]
-    return averages(rows[-math.ceil(len(rows) / 10) :])
+    counted = {name: rows[-1][name] for name in COUNTED if name in rows[-1]}
+    return averages(rows[-math.ceil(len(rows) / 10) :]) | counted
 
 
 def refuse(settings: RLSettings, reward: Path | None, cost: Path | None) -> None:
