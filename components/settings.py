@@ -171,3 +171,16 @@ ScorerSettings = Annotated[
     Field(discriminator="kind"),
 ]
 """Where the scores of responses come from, chosen by `kind`."""
+
+
+class AlertSettings(Group):
+    """When the numbers of a run are worth an alert."""
+
+    patience: int = Field(5, ge=1)
+    """Rollouts in a row for which something must be wrong; a wrong ratio and a skipped update are told at once."""
+    max_kl: float = Field(20.0, gt=0)
+    """KL to the reference (k3) in nats per response; our own runs stay below 7."""
+    max_missing_eos: float = Field(0.5, ge=0, le=1)
+    """Share of the responses of a rollout that are cut at the length limit."""
+    min_entropy: float = Field(0.01, ge=0)
+    """Nats per token; below it nearly every response to a prompt is the same."""

@@ -1,22 +1,31 @@
 """Tiny real models, tokenizers and data that every test may use; made once per session, in a second."""
 
 import copy
+import json
 import logging
+import multiprocessing
+import os
+import random
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import permutations
+from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from components.artifacts import DataDir, ModelCard
+from components.artifacts import DataDir, ModelCard, read_json, verify_manifest
 from components.base import architecture
 from components.checkpoints import Checkpoints
 from components.generation import Response
 from components.generation.native import NativeSampler
+from components.launch import launch
 from components.models import ScalarModel, policy_card, save_model, scalar_from_policy
 from components.records import Conversation, Demonstration, Message, Preference, Prompt
 from components.rl import algorithms
@@ -30,7 +39,7 @@ from components.rl.rollout import Models, RolloutSource
 from components.rl.settings import RLSettings
 from components.rl.stream import Stream
 from components.rl.types import Source
-from components.settings import Compute, Generation, Optimizer, Training
+from components.settings import Compute, Generation, Optimizer, StepSettings, Training
 from components.tokens import encode_prompt, load_tokenizer, template_digest
 from components.updates import Updater
 
@@ -278,3 +287,85 @@ def bandit() -> Bandit:
 def word_scorer() -> type[WordScorer]:
     """A scorer that likes some first words."""
     return WordScorer
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a step ended that was started several times: what every start ended with, and what there is at the end."""
+
+    exit_codes: list[int | None]
+    late_rows: list[int]
+    """Rows that a start still logged after it was told to stop."""
+    digest: str
+    history: list[dict[str, Any]]
+    """metrics.jsonl without times and speeds."""
+    metrics: dict[str, float]
+
+
+class Starts:
+    """Starts a step in processes of their own, stops them by a signal and starts it again, as a cluster does.
+
+    The processes are forked from one that has loaded everything, so that a start takes milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        steps = [f"components.{step}.step" for step in ("sft", "reward", "rl")]
+        late = ["deepspeed", "mlflow", "peft", "pyarrow.parquet", "transformers.models.llama.modeling_llama"]
+        self._context.set_forkserver_preload(["components.launch", *steps, *late])
+
+    def run(
+        self,
+        step: str,
+        settings: StepSettings,
+        inputs: dict[str, Path],
+        folder: Path,
+        stops: Sequence[tuple[int, int]] = (),
+        task: str = "",
+    ) -> Ending:
+        """Run a step into `folder`; each of `stops` is (rows, signal): sent soon after so many rows are logged."""
+        exit_codes: list[int | None] = []
+        late_rows: list[int] = []
+        delays = random.Random(str(folder.name))
+        for rows, number in (*stops, (0, 0)):
+            (folder / "metrics.jsonl").unlink(missing_ok=True)  # so that the rows are those of this start
+            process = self._context.Process(target=launch, args=(step, settings.model_dump(mode="json")), kwargs={
+                "metrics": SimpleNamespace(path=str(folder / "metrics"), log_metric=print),
+                "task": task or step,
+                **{name: SimpleNamespace(path=str(path)) for name, path in inputs.items()},
+                "model": SimpleNamespace(path=str(folder / "model")),
+            })  # fmt: skip
+            process.start()
+            if number:
+                while len(self._rows(folder)) < rows and process.is_alive():
+                    time.sleep(0.001)
+                time.sleep(0.01 * delays.random())
+                seen = len(self._rows(folder))
+                os.kill(process.pid or 0, number)
+            process.join(60)
+            exit_codes.append(process.exitcode)
+            if number:
+                late_rows.append(len(self._rows(folder)) - seen)
+        history = [
+            {name: value for name, value in row.items() if name != "time" and not name.startswith("perf/")}
+            for row in map(json.loads, self._rows(folder))
+        ]
+        metrics = {k: v for k, v in read_json(folder / "metrics").items() if not k.startswith("perf/")}
+        return Ending(exit_codes, late_rows, verify_manifest(folder / "model"), history, metrics)
+
+    def _rows(self, folder: Path) -> list[str]:
+        """The rows logged so far; none while there is no file."""
+        path = folder / "metrics.jsonl"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture(scope="session")
+def starts() -> Starts:
+    """Starts steps, kills them and starts them again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "PLUMBLINE_CHECKPOINTS", "PLUMBLINE_RUN_DIR"):
+            patch.delenv(name, raising=False)
+        made = Starts()
+        forkserver.ensure_running()  # with the environment that every start is to have
+    return made

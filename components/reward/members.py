@@ -88,7 +88,7 @@ def train_member(lesson: Lesson, number: int) -> Trained:
         checkpoints=lesson.checkpoints(number),
     )
     some = random.Random(settings.seed).sample(lesson.train, min(settings.normalization_pairs, len(lesson.train)))
-    mean, std = normalization(scalar, objective, some, budget)
+    mean, std = normalization(scalar, objective, some, budget) if settings.normalize else (0.0, 1.0)
     return Trained(merged(scalar.model), lesson.card(mean, std), metrics | {"score/mean": mean, "score/std": std})
 
 

@@ -29,5 +29,8 @@ class RewardSettings(StepSettings):
     members: int = Field(1, ge=1)
     """Models to train: above 1 an ensemble for a scorer of that kind (Coste et al. 2023: 5). The first is the same
     whatever their number; each further one learns from another bootstrap resample of the pairs."""
+    normalize: bool = True
+    """Store the mean (for rewards) and deviation of training scores with the model, which then gives scores of mean
+    0 and deviation 1; off gives them as they are (safe-rlhf's scripts)."""
     lora: Lora = Lora()
     """Adapters instead of full weights when the rank is above 0; the head is always trained."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from components.artifacts import DataDir
 from components.errors import InputError
 from components.generation.native import NativeSampler
-from components.models import ScalarModel, device, load_policy, load_scalar, with_lora
+from components.models import ScalarModel, device, load_policy, load_scalar, scalar_from_policy, with_lora
 from components.rl.algorithm_settings import DPOSettings
 from components.rl.algorithms.dpo import DPO
 from components.rl.networks import Networks, SharedHead
@@ -16,20 +16,25 @@ from components.rl.rollout import Models, RolloutSource
 from components.rl.settings import RLSettings
 from components.rl.stream import Stream
 from components.rl.types import Algorithm, Source
-from components.scoring import load_scorer
+from components.scoring import build_scorer
 from components.tokens import Tokenizer
 
 
 def build_networks(settings: RLSettings, policy: Path, reward: Path | None, cost: Path | None) -> Networks:
-    """The policy and its critics, as they start: critics from the scalar models, or as heads on the policy."""
+    """The policy and its critics, as they start: from the scalar models, or as heads on the policy.
+
+    Where scores come from elsewhere and there is no scalar model, the critic starts from the policy.
+    """
     model = with_lora(load_policy(policy), settings.lora)
     folders = {"value": reward, "cost_value": cost}
 
     def critic(name: str) -> ScalarModel | SharedHead | None:
-        folder = folders[name]
-        if name not in settings.critics or folder is None:
+        if name not in settings.critics:
             return None
-        return SharedHead(model.config.hidden_size).to(device()) if settings.share_backbone else load_scalar(folder)
+        if settings.share_backbone:
+            return SharedHead(model.config.hidden_size).to(device())
+        folder = folders[name]
+        return scalar_from_policy(policy) if folder is None else load_scalar(folder)
 
     return Networks(model, critic("value"), critic("cost_value"), settings.generation.temperature)
 
@@ -60,15 +65,15 @@ def build_source(
     if isinstance(settings.algorithm, DPOSettings):
         source = _pair_source(settings, settings.algorithm, reference, tokenizer, data)
     else:
-        assert reward is not None and not isinstance(algorithm, DPO)
+        assert not isinstance(algorithm, DPO)
         generation = settings.generation
         sampler = NativeSampler(networks.policy, tokenizer.eos_token_id, generation, settings.seed)
         models = Models(
             networks,
             reference,
             sampler,
-            load_scorer(reward),
-            None if cost is None else load_scorer(cost),
+            build_scorer(settings.reward_scorer, reward, "reward"),
+            build_scorer(settings.cost_scorer, cost, "cost") if "cost" in settings.teachers else None,
             tokenizer,
             settings.compute.dtype,
         )

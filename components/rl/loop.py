@@ -16,6 +16,7 @@ from torch import Tensor
 from components import tracking
 from components.artifacts import Metrics
 from components.checkpoints import Checkpoint, Checkpoints
+from components.monitoring import Monitor
 from components.progress import Progress
 from components.rl.settings import RLSettings
 from components.rl.types import Batch, Forward, Learner, Means, Source
@@ -62,6 +63,7 @@ def train(
     source: Source,
     updater: Updater,
     extras: Sequence[Extra],
+    monitor: Monitor,
     checkpoints: Checkpoints,
 ) -> Course:
     """Learn from `batches` batches of the source.
@@ -70,7 +72,7 @@ def train(
     checkpoints stay until the caller has saved the model and clears them. Raises Terminated after SIGTERM, once the
     update at hand is done and in a checkpoint, and TrainingFailure as `Updater.step` does.
     """
-    loop = _Loop(settings, batches, learner, source, updater, extras, checkpoints)
+    loop = _Loop(settings, batches, learner, source, updater, extras, monitor, checkpoints)
     with watch() as stop:
         return loop.run(stop)
 
@@ -94,6 +96,7 @@ class _Loop:
     source: Source
     updater: Updater
     extras: Sequence[Extra]
+    monitor: Monitor
     checkpoints: Checkpoints
     course: Course = field(default_factory=Course)
     started: float = 0.0
@@ -161,6 +164,8 @@ class _Loop:
             metrics |= {name: updates[-1][name]} if updates else {}
         if updates and "policy/ratio_gap" in updates[0]:
             metrics["policy/first_ratio_gap"] = updates[0]["policy/ratio_gap"]
+        self.monitor.observe(metrics, course.number + 1)
+        metrics["alerts/total"] = float(len(self.monitor.alerts))
         metrics["perf/seconds"] = time.monotonic() - self.started
         if batch.scatter:
             course.scatter = {"first": course.scatter.get("first", batch.scatter), "last": batch.scatter}
@@ -184,7 +189,7 @@ class _Loop:
         tensors |= {PENDING + name: tensor for name, tensor in pending.items()}
         kept = replace(course, batch=None)
         values = {name: getattr(kept, name) for name in ("number", "updates", "history", "scatter")}
-        values |= {"updater": self.updater.values()}
+        values |= {"updater": self.updater.values(), "monitor": self.monitor.state_dict()}
         values["learner"] = self.learner.state_dict() if learner is None else learner
         if course.batch is not None:
             values["batch"] = {name: getattr(course.batch, name) for name in ("unit", "metrics", "scatter")}
@@ -199,6 +204,7 @@ class _Loop:
         self.updater.restore(checkpoint.tensors, values["updater"], checkpoint.source)
         self.source.restore(checkpoint.tensors)
         self.learner.load_state_dict(values["learner"])
+        self.monitor.load_state_dict(values["monitor"])
         history = [Row(*row) for row in values["history"]]
         tracking.replay(history)
         logger.info("rl continues after %d of %d batches", values["number"], self.batches)

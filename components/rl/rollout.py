@@ -120,7 +120,8 @@ class RolloutSource:
         rollout = collect(self.models, prompts, self.algorithm.group_size, self.max_prompt, self.micro)
         batch = self.algorithm.targets(rollout)
         counts = {"rollout/samples": float(len(rollout.mask)), "rollout/tokens": float(rollout.mask.sum())}
-        batch.metrics.update(rollout_metrics(rollout) | counts)
+        batch.metrics.update(rollout_metrics(rollout) | counts | self.models.reward.metrics)
+        batch.metrics.update({} if self.models.cost is None else self.models.cost.metrics)
         if rollout.costs is not None:
             batch.scatter.extend(zip(rollout.scores.tolist(), rollout.costs.tolist(), strict=True))
         return batch

@@ -3,7 +3,17 @@
 from pydantic import Field
 
 from components.rl.algorithm_settings import AlgorithmSettings, DPOSettings, PPOLagSettings, PPOSettings
-from components.settings import Compute, Generation, Group, Lora, Optimizer, StepSettings
+from components.settings import (
+    AlertSettings,
+    Compute,
+    Generation,
+    Group,
+    Lora,
+    ModelScorerSettings,
+    Optimizer,
+    ScorerSettings,
+    StepSettings,
+)
 
 
 class PtxSettings(Group):
@@ -41,6 +51,10 @@ class RLSettings(StepSettings):
     share_backbone: bool = False
     """Critics as small heads on the policy's hidden states, through which no gradient reaches the policy, instead of
     models of their own: far less memory, weaker critics."""
+    reward_scorer: ScorerSettings = ModelScorerSettings()
+    """Where scores come from: the reward model, an ensemble, a function or a URL, by `kind`."""
+    cost_scorer: ScorerSettings = ModelScorerSettings()
+    """Where costs come from, likewise."""
     ptx: PtxSettings = PtxSettings()
     """The SFT loss mixed in."""
     compute: Compute = Compute()
@@ -50,6 +64,10 @@ class RLSettings(StepSettings):
     its adapters switched off."""
     checkpoint_every: int = Field(0, ge=0)
     """Rollouts between checkpoints; 0 writes one only when the step is asked to stop."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """The newest so many checkpoints are kept; a damaged one is passed over for the one before it."""
+    alerts: AlertSettings = AlertSettings()
+    """When numbers are worth an alert."""
 
     @property
     def teachers(self) -> tuple[str, ...]:

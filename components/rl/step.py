@@ -3,21 +3,27 @@
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from components import tracking
 from components.artifacts import DataDir, Metrics, folder_digest
 from components.checkpoints import Checkpoints
 from components.errors import InputError
 from components.models import policy_card, save_model
+from components.monitoring import Monitor
 from components.rl import algorithms
+from components.rl.alerts import rl_monitor
 from components.rl.assembly import build_networks, build_source
 from components.rl.loop import Course, averages, num_updates, train
 from components.rl.ptx import Ptx
+from components.rl.report import write_report
 from components.rl.settings import RLSettings
 from components.tokens import Tokenizer, load_tokenizer
 from components.updates import Updater, total
 
+COUNTED = ("data/samples", "data/tokens", "data/passes", "loss/skipped_updates", "alerts/total")
 logger = logging.getLogger(__name__)
 
 
@@ -43,28 +49,42 @@ def run(
     given = {"data": data, "policy": policy, "reward": reward, "cost": cost}
     inputs = {name: path for name, path in given.items() if path is not None}
     plain = settings.model_dump(mode="json")
-    checkpoints = Checkpoints.of("rl", plain, inputs, model, settings.checkpoint_every)
+    checkpoints = Checkpoints.of("rl", plain, inputs, model, settings.checkpoint_every, settings.keep_checkpoints)
     logger.info("rl: %s, %d batches of %d", settings.algorithm.name, batches, settings.prompts_per_rollout)
+    monitor = rl_monitor(settings.alerts, settings.compute.dtype, settings.algorithm)
     extras = [_ptx(settings, data, tokenizer)] if settings.ptx.coef else []
-    course = train(settings, batches, algorithm, source, updater, extras, checkpoints)
+    course = train(settings, batches, algorithm, source, updater, extras, monitor, checkpoints)
+    _report(plain, course, monitor)
     card = policy_card(folder_digest(policy), "rl", tokenizer)
     save_model(networks.policy, tokenizer, model, card, settings=plain, parents=inputs)
     checkpoints.clear()
     return last_tenth(course)
 
 
+def _report(settings: dict[str, Any], course: Course, monitor: Monitor) -> None:
+    """The page on the whole course, beside the step's other files and with its MLflow run."""
+    if (folder := tracking.folder()) is not None:
+        history = [(row.update, row.metrics) for row in course.history]
+        write_report(folder / "report" / "report.html", settings, history, course.scatter or None, monitor.alerts)
+        tracking.log_artifacts(folder / "report")
+
+
 def last_tenth(course: Course) -> Metrics:
-    """Every metric averaged over the last tenth of the batches."""
+    """Every metric averaged over the last tenth of the batches; what is counted up, as it is at the end."""
     rows = [row.metrics for row in course.history]
-    return averages(rows[-math.ceil(len(rows) / 10) :])
+    counted = {name: rows[-1][name] for name in COUNTED if name in rows[-1]}
+    return averages(rows[-math.ceil(len(rows) / 10) :]) | counted
 
 
 def refuse(settings: RLSettings, reward: Path | None, cost: Path | None) -> None:
     """Raise InputError for settings that contradict one another or the inputs."""
     name, generation = settings.algorithm.name, settings.generation
-    for teacher, given in (("reward", reward), ("cost", cost)):
-        if teacher in settings.teachers and given is None:
-            raise InputError(f"rl.algorithm.name is {name}: it needs a {teacher} model and none was given.")
+    for teacher, scorer, given in (("reward", settings.reward_scorer, reward), ("cost", settings.cost_scorer, cost)):
+        if teacher in settings.teachers and scorer.kind in ("model", "ensemble") and given is None:
+            raise InputError(
+                f"rl.algorithm.name is {name}: it needs a {teacher} model and none was given. Give one, or set "
+                f"rl.{teacher}_scorer.kind to function or url."
+            )
     if generation.temperature == 0:
         raise InputError(
             "rl.generation.temperature is 0: the policy would never try anything but its likeliest token. "

@@ -1,0 +1,55 @@
+"""Steps that are killed at any update and started again end as those that nobody killed."""
+
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.reward.settings import RewardSettings
+from components.settings import Lora, StepSettings
+from components.sft.settings import SFTSettings
+
+
+@pytest.fixture
+def work(
+    quick_training: Callable[..., Any], data_folder: Path, policy_folder: Path
+) -> Callable[..., dict[str, Any]]:
+    """What to run of a task: some twenty updates, evaluations among them."""
+
+    def chosen(task: str) -> dict[str, Any]:
+        training = quick_training(epochs=12, eval_every=4, checkpoint_every=2)
+        settings: dict[str, StepSettings] = {
+            "sft": SFTSettings(training=training, lora=Lora(rank=2, dropout=0.2)),  # dropout draws random numbers
+            "reward": RewardSettings(training=training),
+            "cost": RewardSettings(kind="cost", dimension="harmless", training=training),
+        }
+        start = "base" if task == "sft" else "sft"
+        return {
+            "step": "sft" if task == "sft" else "reward",
+            "settings": settings[task],
+            "inputs": {"data": data_folder, start: policy_folder},
+            "task": task,
+        }
+
+    return chosen
+
+
+@pytest.mark.parametrize("task", ["sft", "reward", "cost"])
+def test_a_step_stopped_at_any_update_and_started_again_ends_as_one_that_was_not(
+    task: str, work: Any, starts: Any, tmp_path: Path
+) -> None:
+    whole = starts.run(**work(task), folder=tmp_path / "whole")
+    total = len(whole.history)
+    assert whole.exit_codes == [0] and total >= 20
+    assert [row["update"] for row in whole.history] == list(range(1, total + 1))
+    places = sorted(random.Random(task).sample(range(1, total * 2 // 3), 3))
+    signals = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)
+    stopped = starts.run(**work(task), folder=tmp_path / "stopped", stops=list(zip(places, signals, strict=True)))
+    assert stopped.exit_codes == [-9, 143, -9, 0]
+    assert stopped.history == whole.history
+    assert stopped.digest == whole.digest and stopped.metrics == whole.metrics
+    assert stopped.late_rows[1] <= 2  # the update at hand, and one that had just begun
+    assert not list(tmp_path.rglob("tensors.safetensors"))
