@@ -208,7 +208,7 @@ class _Loop:
         history = [Row(*row) for row in values["history"]]
         tracking.replay(history)
         logger.info("rl continues after %d of %d batches", values["number"], self.batches)
-        scatter = {name: [(reward, cost) for reward, cost in points] for name, points in values["scatter"].items()}
+        scatter = {name: _points(pairs) for name, pairs in values["scatter"].items()}
         return Course(values["number"], _pending(checkpoint, self.updater), values["updates"], history, scatter)
 
 
@@ -230,4 +230,10 @@ def _pending(checkpoint: Checkpoint, updater: Updater) -> Batch | None:
         for name, tensor in checkpoint.tensors.items()
         if name.startswith(PENDING)
     }
-    return Batch(**tensors, **checkpoint.values["batch"])
+    values = checkpoint.values["batch"]
+    return Batch(**tensors, **(values | {"scatter": _points(values["scatter"])}))
+
+
+def _points(pairs: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """Pairs as they were before JSON made lists of them."""
+    return [(reward, cost) for reward, cost in pairs]
