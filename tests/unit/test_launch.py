@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from components.__main__ import main
-from components.errors import InputError
+from components.errors import InputError, TrainingFailure
 from components.launch import launch, path_parameters, run_step, settings_class, step_function
+from components.termination import Terminated
 
 SMALL = {"num_corpus": 20, "num_demonstrations": 20, "num_pairs": 20, "num_prompts": 20, "num_test_prompts": 20}
 
@@ -66,6 +67,42 @@ def test_another_failure_is_raised_and_recorded_by_its_last_line(
         launch("demo", {}, FakeMetrics(tmp_path / "metrics"), "demo", raw=SimpleNamespace(path="raw"))
     record = json.loads((tmp_path / "steps" / "demo.json").read_text())
     assert (record["kind"], record["error"]) == ("failure", "RuntimeError: out of tape")
+
+
+STOPPED = "stopped by SIGTERM after its checkpoint; the same command continues from there."
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "record", "line"),
+    [
+        (
+            TrainingFailure("the loss is nan"), 1,
+            {"status": "failed", "kind": "failure", "error": "the loss is nan"}, "error: demo: the loss is nan",
+        ),
+        (
+            Terminated(), 143,
+            {"status": "stopped", "error": STOPPED}, f"demo: {STOPPED}",
+        ),
+    ],
+    ids=["failure", "sigterm"],
+)  # fmt: skip
+def test_training_that_cannot_go_on_or_was_stopped_is_one_line_an_exit_code_and_a_record(
+    error: BaseException, code: int, record: dict[str, str], line: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fail(settings: Any, *, raw: Path) -> dict[str, float]:
+        raise error
+
+    monkeypatch.setenv("PLUMBLINE_RUN_DIR", str(tmp_path))
+    monkeypatch.setattr("components.demo.step.run", fail)
+    with pytest.raises(SystemExit) as ended:
+        launch("demo", {}, FakeMetrics(tmp_path / "metrics"), "demo", raw=SimpleNamespace(path="raw"))
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"{line}\n"
+    recorded = json.loads((tmp_path / "steps" / "demo.json").read_text())
+    assert {name: value for name, value in recorded.items() if name != "seconds"} == record
+    assert main(["demo", "--raw", str(tmp_path / "raw")]) == code  # by hand the same
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 def test_numbers_that_json_has_no_word_for_stay_out_of_kubeflows_metadata(
