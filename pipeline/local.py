@@ -27,6 +27,7 @@ from pipeline.documents import write_document
 from pipeline.ledger import ADDRESS, Ledger
 from pipeline.observer import Ending, StepFailed, observed
 from pipeline.promotion import stands
+from pipeline.resources import CHECKPOINTS
 from pipeline.runs import RunFolder, shown
 from pipeline.screen import Screen
 from pipeline.summary import Result, read_metrics, status_of, summarize
@@ -71,7 +72,7 @@ def run(plan: Plan, runs_dir: Path, screen: Screen) -> int:
             {
                 ADDRESS: ledger.address,
                 RUN_DIR: str(folder.path),
-                "PLUMBLINE_CHECKPOINTS": str(runs_dir / ".checkpoints"),
+                CHECKPOINTS: plan.settings.get("checkpoints") or str(runs_dir / ".checkpoints"),
                 "TMPDIR": scratch,
             }
         ),

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,14 @@ def train(model: Input[Model], task: str, raw: Output[Model], metrics: Output[Me
 
     components.demo.step.run = learn
     launch("demo", {}, metrics, task, raw=raw)
+
+
+@component
+def tell(model: Input[Model], task: str) -> None:
+    import os
+    from pathlib import Path
+
+    (Path(model.path) / "told").write_text(os.environ["PLUMBLINE_CHECKPOINTS"])
 
 
 def gated(size: float = 2.0, minimum: float = 1.0, fingerprint: str = "") -> Plan:
@@ -271,6 +280,15 @@ def test_a_step_that_is_stopped_from_elsewhere_stops_the_run(run: Any, tmp_path:
     code, summary, _, complaint = run(ending_in(train))
     assert code == 143 and complaint.startswith("stopped: the same command continues from step")
     assert sorted(statuses(summary).values()) == ["failed", "skipped", "succeeded"]
+
+
+@pytest.mark.parametrize(("settings", "place"), [({}, "{runs}/.checkpoints"), ({"checkpoints": "gs://b/c"}, "gs://b/c")])
+def test_a_step_is_told_where_its_checkpoints_are_kept(
+    settings: dict[str, Any], place: str, run: Any, tmp_path: Path
+) -> None:
+    assert run(replace(ending_in(tell), settings=settings))[0] == 0
+    (told,) = tmp_path.glob("runs/.artifacts/*/grow/model/told")
+    assert told.read_text() == place.format(runs=tmp_path / "runs")
 
 
 def test_two_runs_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
