@@ -36,6 +36,8 @@ from pipeline.surroundings import environment
 INTERRUPTED_EXIT_CODE = 130
 STOPPED = "stopped"
 TAIL_LINES = 20
+KILLED, TERMINATED = ((-number, 128 + number) for number in (signal.SIGKILL, signal.SIGTERM))
+"""The codes of a process that died of a signal, and of the shell that ran it."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ class _Attempt:
         recorded = self.folder.recorded(ending.task)
         error = recorded.get("error") or _exit_text(ending.exit_code)
         if not recorded:
-            status = STOPPED if ending.exit_code == -signal.SIGTERM else "failed"
+            status = STOPPED if ending.exit_code in TERMINATED else "failed"
             self.folder.record(ending.task, status=status, kind="failure", error=error, seconds=ending.seconds)
         fixable = recorded.get("kind") == "input"
         return Result(ending.task, "failed", ending.seconds, {}, ending.folder, error, fixable)
@@ -227,8 +229,8 @@ def _complain(text: str) -> None:
 
 def _exit_text(code: int) -> str:
     """What an exit code says about a process that recorded nothing."""
-    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+    if code in KILLED:
         return "its process was killed, most likely for want of memory"
-    if code == -signal.SIGTERM:
+    if code in TERMINATED:
         return "stopped by SIGTERM"
     return f"its process ended with code {code}"

@@ -98,6 +98,16 @@ def train(model: Input[Model], task: str, raw: Output[Model], metrics: Output[Me
 
 
 @component
+def loiter(model: Input[Model], task: str) -> None:
+    import os
+    import time
+    from pathlib import Path
+
+    (Path(model.path) / "waiting").write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+@component
 def tell(model: Input[Model], task: str) -> None:
     import os
     from pathlib import Path
@@ -270,14 +280,15 @@ def test_a_step_that_sigterm_stops_keeps_a_checkpoint_and_the_same_command_conti
     assert run(ending_in(train))[0] == 0
 
 
-def test_a_step_that_is_stopped_from_elsewhere_stops_the_run(run: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [train, loiter], ids=["after its checkpoint", "before there was one"])
+def test_a_step_that_is_stopped_from_elsewhere_stops_the_run(last: Any, run: Any, tmp_path: Path) -> None:
     def stop() -> None:
         while not (found := list(tmp_path.glob("runs/.artifacts/*/grow/model/waiting"))) or not found[0].read_text():
             time.sleep(0.05)
         os.kill(int(found[0].read_text()), signal.SIGTERM)
 
     threading.Thread(target=stop).start()
-    code, summary, _, complaint = run(ending_in(train))
+    code, summary, _, complaint = run(ending_in(last))
     assert code == 143 and complaint.startswith("stopped: the same command continues from step")
     assert sorted(statuses(summary).values()) == ["failed", "skipped", "succeeded"]
 
