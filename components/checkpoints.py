@@ -85,8 +85,9 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(
-                f"{self.place}: the checkpoint of update {update} cannot be written: {reason}. Make room there, or "
-                f"name another place ({ELSEWHERE}). Those before it stay: the same command continues from them."
+                f"{self.place}: the checkpoint of update {update} cannot be written: {reason}. Make room or allow "
+                f"writing there, or name another place ({ELSEWHERE}). Those before it stay: the same command continues "
+                "from them."
             ) from error
         self._drop_around(update)
 

@@ -5,6 +5,7 @@ happened is left in `$PLUMBLINE_RUN_DIR/steps/<task>.json` for `plumbline run`, 
 step's process otherwise.
 """
 
+import errno
 import inspect
 import logging
 import math
@@ -29,6 +30,7 @@ RUN_DIR = "PLUMBLINE_RUN_DIR"
 FINGERPRINT = "PLUMBLINE_FINGERPRINT"
 INPUT_EXIT_CODE = 2
 FAILED_EXIT_CODE = 1
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def launch(
@@ -73,16 +75,25 @@ def run_step(
 ) -> Metrics:
     """The metrics of a step run on local paths; also written to `metrics_file`, with metrics.jsonl beside it.
 
-    Raises InputError for settings that do not fit the step, and whatever the step raises.
+    Raises InputError for settings that do not fit the step and for a full or unwritable disk, and whatever the step
+    raises.
     """
     # Threads that wait for work spin a little, not for milliseconds: on shared cores that costs a third of the speed.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     parsed = parse(settings_class(step), settings, prefix=(task,))
     run = step_function(step)
-    with tracking.track(task, parsed.model_dump(mode="json"), metrics_file.parent) as tracker:
-        values = {name: float(value) for name, value in run(parsed, **paths).items()}
-        tracker.finish(values)
-    write_json(metrics_file, values)
+    try:
+        with tracking.track(task, parsed.model_dump(mode="json"), metrics_file.parent) as tracker:
+            values = {name: float(value) for name, value in run(parsed, **paths).items()}
+            tracker.finish(values)
+        write_json(metrics_file, values)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise InputError(
+            f"{error.filename or metrics_file.parent}: {error.strerror}. Make room or allow writing there, then start "
+            "the same command again; it continues from a checkpoint where there is one."
+        ) from error
     return values
 
 

@@ -173,7 +173,7 @@ def save_model(
 ) -> str:
     """Write a Hugging Face folder (safetensors, float32, adapters merged) with card and manifest.
 
-    Returns the folder's digest, which depends on content alone.
+    Returns the folder's digest, which depends on content alone. Raises InputError when the disk is full.
     """
     from peft import PeftModel
 
@@ -181,7 +181,10 @@ def save_model(
         shutil.rmtree(folder)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
-    model.save_pretrained(str(folder), safe_serialization=True)
+    try:
+        model.save_pretrained(str(folder), safe_serialization=True)
+    except SafetensorError as error:  # what its writer makes of a full disk
+        raise InputError(f"{folder}: the model cannot be written: {error}. Make room there and start again.") from error
     tokenizer.save_pretrained(str(folder))
     card.write(folder)
     return write_manifest(folder, card.kind, settings=settings, parents=parents)

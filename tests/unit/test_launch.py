@@ -1,6 +1,8 @@
 """Running a step from plain values: Kubeflow's way, and by hand."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +69,26 @@ def test_another_failure_is_raised_and_recorded_by_its_last_line(
         launch("demo", {}, FakeMetrics(tmp_path / "metrics"), "demo", raw=SimpleNamespace(path="raw"))
     record = json.loads((tmp_path / "steps" / "demo.json").read_text())
     assert (record["kind"], record["error"]) == ("failure", "RuntimeError: out of tape")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_full_or_unwritable_disk_is_one_message(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(settings: Any, *, raw: Path) -> dict[str, float]:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("components.demo.step.run", fail)
+    message = f"^{tmp_path}: {os.strerror(number)}. Make room or allow writing there, then start the same command again"
+    with pytest.raises(InputError, match=message):
+        run_step("demo", {}, {"raw": tmp_path / "raw"}, metrics_file=tmp_path / "metrics", task="demo")
+
+
+def test_another_error_of_the_system_is_no_persons_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(settings: Any, *, raw: Path) -> dict[str, float]:
+        raise ChildProcessError(errno.ECHILD, "no child")
+
+    monkeypatch.setattr("components.demo.step.run", fail)
+    with pytest.raises(ChildProcessError):
+        run_step("demo", {}, {"raw": tmp_path / "raw"}, metrics_file=tmp_path / "metrics", task="demo")
 
 
 STOPPED = "stopped by SIGTERM after its checkpoint; the same command continues from there."
