@@ -2,8 +2,8 @@
 
 The first model sees every pair once per epoch. Each further one sees a bootstrap resample of as many pairs, drawn
 with replacement, in another order (Breiman 1996, "Bagging Predictors"): what the pairs leave open, such models fill
-in differently, so their disagreement says how far a score is from what the pairs teach. Other seeds alone would not
-do: all models start from the same backbone with a head at zero.
+in differently, so that they disagree where the pairs do not settle a score. Another order alone would vary them less:
+all start from the same backbone with a head at zero.
 """
 
 import logging
