@@ -24,10 +24,12 @@ def build_networks(settings: RLSettings, policy: Path, reward: Path | None, cost
     """The policy and its critics, as they start: from the scalar models, or as heads on the policy.
 
     Where scores come from elsewhere and there is no scalar model, the critic starts from the policy.
-    Raises InputError when a critic would read the policy's tokens by another vocabulary.
+    Labelled pairs were sampled at no temperature: dpo compares plain log-probabilities. Raises InputError when a
+    critic would read the policy's tokens by another vocabulary.
     """
     model = with_lora(load_policy(policy), settings.lora)
     folders = {"value": reward, "cost_value": cost}
+    temperature = 1.0 if isinstance(settings.algorithm, DPOSettings) else settings.generation.temperature
 
     def critic(name: str) -> ScalarModel | SharedHead | None:
         if name not in settings.critics:
@@ -40,7 +42,7 @@ def build_networks(settings: RLSettings, policy: Path, reward: Path | None, cost
         _check_vocabulary(policy, folder)
         return load_scalar(folder)
 
-    return Networks(model, critic("value"), critic("cost_value"), settings.generation.temperature)
+    return Networks(model, critic("value"), critic("cost_value"), temperature)
 
 
 def _check_vocabulary(policy: Path, scalar: Path) -> None:
