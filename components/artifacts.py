@@ -18,6 +18,7 @@ from components.records import KINDS, RECORD_TYPES, SPLITS, Demonstration, Prefe
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CARD = "card.json"
+MEMBERS = "members"
 Metrics = dict[str, float]
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """How the architectures with a language-model head end in config.json; a reward model's, say, ends otherwise."""
@@ -201,6 +202,11 @@ class ModelCard:
     def read(cls, folder: Path) -> "ModelCard":
         """The card of a model folder. Raises InputError when there is none."""
         return cls(**read_json(folder / CARD))
+
+
+def member_folders(folder: Path) -> list[Path]:
+    """The further models of an ensemble in a model's folder, in order; none where it holds one model alone."""
+    return sorted((folder / MEMBERS).glob("[0-9]*"), key=lambda member: int(member.name))
 
 
 def _table(kind: str, rows: Iterable[dict[str, Any]]) -> Any:

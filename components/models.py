@@ -4,7 +4,8 @@ Shapes: B rows, T tokens, R response tokens, V vocabulary, H hidden size.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from components.artifacts import LANGUAGE_MODELS, ModelCard, read_json, write_manifest
+from components.artifacts import LANGUAGE_MODELS, MEMBERS, ModelCard, read_json, write_manifest
 from components.errors import InputError
 from components.settings import Lora
 from components.tokens import Tokenizer, load_tokenizer, position_ids, template_digest
@@ -23,6 +24,11 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def device() -> torch.device:
     """Where this process computes: its GPU when it has one."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def autocast(dtype: str) -> AbstractContextManager[Any]:
+    """The arithmetic of training in `dtype`, for models that are only read: they must not differ by it."""
+    return torch.autocast(device().type, torch.bfloat16) if dtype == "bf16" else nullcontext()
 
 
 def load_policy(folder: Path, dtype: str = "fp32") -> Any:
@@ -123,24 +129,31 @@ def scalar_from_policy(folder: Path) -> ScalarModel:
 
 
 def response_logprobs(
-    model: Any, input_ids: Tensor, mask: Tensor, response_length: int, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
+    model: Any,
+    input_ids: Tensor,
+    mask: Tensor,
+    response_length: int,
+    temperature: float = 1.0,
+    with_hidden: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Log-probabilities and entropies (B, R) of the last R tokens, from the policy sampled at `temperature`.
 
     The first response token is predicted at the last prompt position; the softmax is in float32. `mask` (B, P+R)
-    is true on real tokens; results under a false mask mean nothing.
+    is true on real tokens; results under a false mask mean nothing. Asked for, the last hidden states (B, P+R, H)
+    come third.
     """
-    logits = model(
+    output = model(
         input_ids=input_ids,
         attention_mask=mask.long(),
         position_ids=position_ids(mask),
         logits_to_keep=response_length + 1,
         use_cache=False,
-    ).logits[:, :-1]  # (B, R, V)
-    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+        output_hidden_states=with_hidden,
+    )
+    logprobs = torch.log_softmax(output.logits[:, :-1].float() / temperature, dim=-1)  # (B, R, V)
     taken = logprobs.gather(-1, input_ids[:, -response_length:, None]).squeeze(-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return taken, entropy
+    return taken, entropy, output.hidden_states[-1] if with_hidden else None
 
 
 def with_lora(model: Any, lora: Lora, task_type: str = "CAUSAL_LM") -> Any:
@@ -170,24 +183,26 @@ def save_model(
     *,
     settings: Mapping[str, Any],
     parents: Mapping[str, Path],
+    members: Iterable[tuple[Any, ModelCard]] = (),
 ) -> str:
     """Write a Hugging Face folder (safetensors, float32, adapters merged) with card and manifest.
 
-    Returns the folder's digest, which depends on content alone. Raises InputError when the disk is full.
+    `members`, models trained alike, are written below it as members/1 and so on, in the same form but under the one
+    manifest. Returns the folder's digest, which depends on content alone.
     """
-    from peft import PeftModel
-
     if folder.exists():
         shutil.rmtree(folder)
-    if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
-    try:
-        model.save_pretrained(str(folder), safe_serialization=True)
-    except SafetensorError as error:  # what its writer makes of a full disk
-        raise InputError(f"{folder}: the model cannot be written: {error}. Make room there and start again.") from error
-    tokenizer.save_pretrained(str(folder))
-    card.write(folder)
+    _write(model, tokenizer, folder, card)
+    for number, (member, its_card) in enumerate(members, start=1):
+        _write(member, tokenizer, folder / MEMBERS / str(number), its_card)
     return write_manifest(folder, card.kind, settings=settings, parents=parents)
+
+
+def merged(model: Any) -> Any:
+    """The model with its adapters merged into its weights; itself when it has none."""
+    from peft import PeftModel
+
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
 def policy_card(base: str, step: str, tokenizer: Tokenizer) -> ModelCard:
@@ -200,6 +215,15 @@ def _architectures(folder: Path) -> list[str]:
     if not (folder / "config.json").exists():
         raise InputError(f"{folder}: no config.json; not a Hugging Face model folder.")
     return list(read_json(folder / "config.json").get("architectures") or [])
+
+
+def _write(model: Any, tokenizer: Tokenizer, folder: Path, card: ModelCard) -> None:
+    try:
+        merged(model).save_pretrained(str(folder), safe_serialization=True)
+    except SafetensorError as error:  # what its writer makes of a full disk
+        raise InputError(f"{folder}: the model cannot be written: {error}. Make room there and start again.") from error
+    tokenizer.save_pretrained(str(folder))
+    card.write(folder)
 
 
 def _load(auto_class: Any, folder: Path, dtype: str, **config: Any) -> Any:

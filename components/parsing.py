@@ -2,19 +2,18 @@
 
 Values left out take the default of the place they are left out of: `sft.training.epochs: 1` changes the
 epochs and keeps what else `SFTSettings` says about training, where pydantic alone would fall back to
-`Training`'s own defaults. Members of a union (`rl.algorithm`) are told apart by their `name`.
+`Training`'s own defaults. Members of a union are told apart by their tag: `rl.algorithm` by `name`, a scorer by `kind`.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_origin
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from components.errors import InputError
 
-TAG = "name"
 MAX_ERRORS = 5
 Key = tuple[str, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -49,12 +48,23 @@ def members(annotation: Any) -> list[type[BaseModel]]:
     return [found for argument in get_args(annotation) for found in members(argument)]
 
 
-def tagged(models: Iterable[type[BaseModel]], tag: Any) -> type[BaseModel] | None:
-    """The class whose `name` field is the literal `tag`, or None."""
-    for model in models:
-        if TAG in model.model_fields and tag in get_args(model.model_fields[TAG].annotation):
-            return model
-    return None
+def tag_field(models: Sequence[type[BaseModel]]) -> str:
+    """The field that tells the members of a union apart, which each fixes to a literal; empty if there is none."""
+    shared = [name for name in models[0].model_fields if all(_fixed(model, name) for model in models)] if models else []
+    return shared[0] if shared else ""
+
+
+def tagged(models: Sequence[type[BaseModel]], tag: Any) -> type[BaseModel] | None:
+    """The member of a union whose tag is the literal `tag`, or None."""
+    name = tag_field(models)
+    return next((model for model in models if name and tag in _fixed(model, name)), None)
+
+
+def _fixed(model: type[BaseModel], name: str) -> tuple[Any, ...]:
+    """The one literal that a field can hold; nothing for a field with a choice, or none of that name."""
+    annotation = model.model_fields[name].annotation if name in model.model_fields else None
+    values = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return values if len(values) == 1 else ()
 
 
 def flattened(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -94,8 +104,8 @@ def _member(models: list[type[BaseModel]], given: Mapping[str, Any], fallback: A
     """Which of a field's classes the given values are meant for: the one they name, else the default's."""
     if len(models) == 1:
         return models[0]
-    if TAG in given:
-        return tagged(models, given[TAG])
+    if (tag := tag_field(models)) in given:
+        return tagged(models, given[tag])
     return type(fallback) if type(fallback) in models else None
 
 
@@ -109,9 +119,9 @@ def _explained(model: type[BaseModel], details: ErrorDetails, prefix: Key) -> tu
         return key, f"is missing; {_accepted(details)}"
     if kind == "union_tag_invalid":
         context = details["ctx"]
-        return (*key, TAG), f"is {context['tag']!r}; accepted: {context['expected_tags']}."
+        return (*key, tag_field(models)), f"is {context['tag']!r}; accepted: {context['expected_tags']}."
     if kind == "union_tag_not_found":
-        return (*key, TAG), f"is missing; say which one is meant: {_names(models)}."
+        return (*key, tag_field(models)), f"is missing; say which one is meant: {_names(models)}."
     if kind == "value_error":
         return key, str(details["ctx"]["error"])
     if kind in ("model_type", "model_attributes_type"):
@@ -129,6 +139,8 @@ def _located(model: type[BaseModel], location: Sequence[int | str]) -> tuple[Key
         if named:
             key.append(str(item))
             named = False
+        elif len(models) > 1 and (chosen := tagged(models, item)):  # before fields, whose name a tag may have
+            models = [chosen]
         elif holder is not None:
             key.append(str(item))
             annotation = holder.model_fields[str(item)].annotation
@@ -136,7 +148,7 @@ def _located(model: type[BaseModel], location: Sequence[int | str]) -> tuple[Key
         elif isinstance(item, int) or (depth == len(location) - 1 and models and not _is_tag(models, item)):
             key.append(str(item))
         else:
-            models = [m for m in models if _is_tag([m], item)] or models
+            models = [m for m in models if m.__name__ == item] or models
     return tuple(key), models
 
 
@@ -151,7 +163,7 @@ def _unknown(root: type[BaseModel], key: Key, models: list[type[BaseModel]], pre
     near = difflib.get_close_matches(name, known, n=1)
     elsewhere = next((path for path in _paths(root) if path[-1] == name), None)
     if elsewhere == key:
-        hint = "it belongs to another choice of name beside it."
+        hint = f"it belongs to another choice of {_tag_beside(root, key)} beside it."
     elif near:
         hint = f"did you mean {'.'.join((*prefix, *key[:-1], near[0]))}?"
     elif elsewhere is not None:
@@ -159,6 +171,15 @@ def _unknown(root: type[BaseModel], key: Key, models: list[type[BaseModel]], pre
     else:
         hint = "it is not a setting."
     return f"is unknown; {hint} Accepted here: {', '.join(known)}."
+
+
+def _tag_beside(root: type[BaseModel], key: Key) -> str:
+    """The tag of the union in which `key` is looked up."""
+    models = [root]
+    for part in key[:-1]:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [member for field in fields for member in members(field.annotation)]
+    return tag_field(models)
 
 
 def _paths(model: type[BaseModel], above: Key = ()) -> Iterator[Key]:
@@ -179,11 +200,11 @@ def _accepted(details: ErrorDetails) -> str:
 
 
 def _names(models: list[type[BaseModel]]) -> str:
-    return ", ".join(str(n) for m in models if TAG in m.model_fields for n in get_args(m.model_fields[TAG].annotation))
+    return ", ".join(str(value) for model in models for value in _fixed(model, tag_field(models)))
 
 
 def _first_key(models: list[type[BaseModel]]) -> str:
-    return TAG if len(models) > 1 else next(iter(models[0].model_fields), TAG) if models else TAG
+    return tag_field(models) if len(models) > 1 else next(iter(models[0].model_fields), "") if models else ""
 
 
 def _line(key: Key, messages: list[str], origin: str) -> str:

@@ -3,9 +3,10 @@
 Precedence is decided in `pipeline/overrides.py`: class defaults < configuration files < `key=value`.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Group(BaseModel):
@@ -102,3 +103,84 @@ class Generation(Group):
     """Only the k likeliest tokens; 0 keeps all."""
     batch_size: int = Field(64, ge=1)
     """Responses decoded at once."""
+
+
+class ModelScorerSettings(Group):
+    """Scores from the model that the reward or cost task trained."""
+
+    kind: Literal["model"] = "model"
+    """Where scores come from."""
+
+
+class EnsembleScorerSettings(Group):
+    """Scores from all models that the reward or cost task trained; it needs `members` of 2 or more."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    """Where scores come from."""
+    aggregate: Literal["mean", "worst", "bound"] = "mean"
+    """mean of the members; worst: min of rewards, max of costs; bound: mean minus k standard deviations of rewards,
+    plus of costs."""
+    k: float = Field(1.0, ge=0)
+    """Standard deviations between members by which `bound` departs from the mean; 0 is the mean."""
+
+
+class FunctionScorerSettings(Group):
+    """Scores from a Python function of prompts and responses."""
+
+    kind: Literal["function"] = "function"
+    """Where scores come from."""
+    name: str = Field(min_length=1)
+    """`module:function`, or the name of an entry point in the group plumbline.scorers."""
+
+
+class UrlScorerSettings(Group):
+    """Scores from a server; components/scoring/remote.py describes the protocol."""
+
+    kind: Literal["url"] = "url"
+    """Where scores come from."""
+    url: str
+    """Where batches are posted: http:// or https://, without user or password."""
+    batch_size: int = Field(64, ge=1)
+    """Responses in one request."""
+    timeout_s: float = Field(60.0, gt=0)
+    """Seconds to wait for the server to accept a request, and then to answer it."""
+    retries: int = Field(5, ge=0)
+    """Further attempts after a time-out, a broken connection, 429 or 5xx; 5 bridge half a minute."""
+    backoff_s: float = Field(1.0, ge=0)
+    """Seconds before the second attempt; each further wait is twice the one before."""
+    token_env: str = ""
+    """Name of the environment variable that holds the bearer token; empty sends none."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, half an IPv6 address
+            usable = False
+        if not usable:
+            raise ValueError("is no web address; accepted: one such as http://scorer:8000/score.")
+        if "@" in parts.netloc:
+            raise ValueError("names a user or a password; name an environment variable with a token in token_env.")
+        return url
+
+
+ScorerSettings = Annotated[
+    ModelScorerSettings | EnsembleScorerSettings | FunctionScorerSettings | UrlScorerSettings,
+    Field(discriminator="kind"),
+]
+"""Where the scores of responses come from, chosen by `kind`."""
+
+
+class AlertSettings(Group):
+    """When the numbers of a run are worth an alert."""
+
+    patience: int = Field(5, ge=1)
+    """Rollouts in a row for which something must be wrong; a wrong ratio and a skipped update are told at once."""
+    max_kl: float = Field(20.0, gt=0)
+    """KL to the reference (k3) in nats per response; our own runs stay below 7."""
+    max_missing_eos: float = Field(0.5, ge=0, le=1)
+    """Share of the responses of a rollout that are cut at the length limit."""
+    min_entropy: float = Field(0.01, ge=0)
+    """Nats per token; below it nearly every response to a prompt is the same."""

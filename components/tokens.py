@@ -62,14 +62,17 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Conversation) -> list[int]:
 
 
 def encode_response(tokenizer: Tokenizer, response: str, ended: bool = True) -> list[int]:
-    """The ids of the response; a response that `ended` carries the end-of-sequence token."""
-    ids = list(tokenizer(response, add_special_tokens=False)["input_ids"])
+    """The ids of the response; a response that `ended` carries the end-of-sequence token.
+
+    Text is text: what is spelt like a special token (as another model's tokenizer may well decode it) is no such token.
+    """
+    ids = list(tokenizer(response, add_special_tokens=False, split_special_tokens=True)["input_ids"])
     return [*ids, tokenizer.eos_token_id] if ended else ids
 
 
 def decode_response(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of a response, without special tokens."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def cut_to_length(prompt: list[int], response: list[int], max_length: int) -> tuple[list[int], list[int]]:

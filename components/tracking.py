@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 PARENT_RUN = "PLUMBLINE_PARENT_RUN"
 METRICS_FILE = "metrics.jsonl"
+ALERTS_FILE = "alerts.jsonl"
 FLUSH_S = 5.0
 
 
@@ -37,6 +38,7 @@ class Tracker:
     """Where the numbers of one step go while it runs."""
 
     def __init__(self, folder: Path, run: MlflowRun | None) -> None:
+        self.folder = folder
         self._file = folder / METRICS_FILE
         self._run = run
         self._rows: list[tuple[str, float, int, int]] = []
@@ -64,6 +66,12 @@ class Tracker:
         for row in rows:
             self._send(row)
         self.flush()
+
+    def log_alert(self, name: str, update: int, message: str) -> None:
+        """Append to alerts.jsonl, and tag the MLflow run with the latest alert of this name."""
+        with (self.folder / ALERTS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"name": name, "update": update, "message": message}) + "\n")
+        self.attempt(lambda run: run.set_tag(f"alert.{name}", f"at {update}: {message}"))
 
     def log_artifacts(self, folder: Path) -> None:
         """Keep a folder of results with the MLflow run."""
@@ -114,6 +122,19 @@ def replay(rows: Sequence[Row]) -> None:
         _active.replay(rows)
 
 
+def log_alert(name: str, update: int, message: str) -> None:
+    """Warn that something is wrong since an update, and track it; nothing off rank 0."""
+    if _is_first_rank():
+        logger.warning("alert %s at %d: %s", name, update, message)
+        if _active is not None:
+            _active.log_alert(name, update, message)
+
+
+def folder() -> Path | None:
+    """Where the files of the step that runs are, metrics.jsonl among them; None outside a step and off rank 0."""
+    return _active.folder if _active is not None and _is_first_rank() else None
+
+
 def log_artifacts(folder: Path) -> None:
     """Keep a folder (a report) with the step's MLflow run; nothing outside a step or off rank 0."""
     if _active is not None and _is_first_rank():
@@ -122,10 +143,11 @@ def log_artifacts(folder: Path) -> None:
 
 @contextmanager
 def track(name: str, settings: Mapping[str, Any], folder: Path) -> Iterator[Tracker]:
-    """The tracker of a step, active until the step ends; metrics.jsonl starts anew in `folder`."""
+    """The tracker of a step, active until the step ends; its files start anew in `folder`."""
     global _active
     folder.mkdir(parents=True, exist_ok=True)
     (folder / METRICS_FILE).unlink(missing_ok=True)
+    (folder / ALERTS_FILE).unlink(missing_ok=True)
     inherited = "MLFLOW_RUN_ID" in os.environ
     _active = tracker = Tracker(folder, _step_run(name) if _is_first_rank() else None)
     tracker.attempt(lambda run: run.log_params(settings))

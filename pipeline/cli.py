@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -150,6 +150,28 @@ def chat(
     from components.serving.chat import chat as talk
 
     talk(url)
+
+
+@app.command()
+def conformance(
+    against: Annotated[str, typer.Option(help="trl, or the package.module with your functions.")] = "ours",
+    dtype: Annotated[Literal["float64", "float32"], typer.Option(help="Precision of the tensors.")] = "float64",
+    functions: Annotated[bool, typer.Option("--functions", help="Print what a module may offer, and stop.")] = False,
+) -> None:
+    """Check losses, advantages and estimators against golden vectors: ours, TRL's or your own trainer's.
+
+    The vectors are inputs and results of plain-Python formulas in float64, gradients included. --against names a
+    module with any of the functions that --functions prints, over torch tensors and by keyword; what it has not is
+    "not offered", and so is a variant for which it raises NotImplementedError("why"). A dictionary DIFFERENCES in it
+    excuses vectors (function/vector, or function) that differ on purpose, with the reason. The exit code is 0 when
+    all that is offered passes, 1 otherwise.
+    """
+    from components.conformance.report import conform, print_functions
+
+    if functions:
+        print_functions()
+    elif not conform(against, dtype):
+        raise typer.Exit(1)
 
 
 def _alone(step: str, settings: dict[str, Any], **paths: Path | None) -> None:

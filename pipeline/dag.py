@@ -6,7 +6,7 @@ decides the shape at compile time; the one condition Kubeflow itself evaluates i
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kfp import dsl
@@ -34,7 +34,8 @@ def build(settings: Settings, *, fingerprints: Mapping[str, str] | None = None, 
     tasks = settings.tasks()
 
     def wire(*parameters: Any) -> None:
-        _wire(_Nodes(dict(zip(tasks, parameters, strict=True)), fingerprints or {}, equip))
+        nodes = _Nodes(dict(zip(tasks, parameters, strict=True)), fingerprints or {}, equip)
+        _wire(nodes, settings.rl.teachers)
 
     wire.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # kfp reads the parameters from here
         [
@@ -73,8 +74,8 @@ class _Nodes:
         return node
 
 
-def _wire(nodes: _Nodes) -> None:
-    """The tasks and what each of them reads."""
+def _wire(nodes: _Nodes, teachers: Sequence[str]) -> None:
+    """The tasks and what each of them reads; rl learns from the `teachers` among the scalar models."""
     raw = nodes.add(demo, "demo").outputs["raw"] if "demo" in nodes else None
     data = nodes.add(preprocess, "preprocess", raw=raw).outputs["data"]
     start = nodes.add(base, "base", raw=raw, data=data).outputs["base"]
@@ -84,7 +85,8 @@ def _wire(nodes: _Nodes) -> None:
     scorers = {"reward": nodes.add(reward, "reward", data=data, sft=baseline).outputs["model"]}
     if "cost" in nodes:
         scorers["cost"] = nodes.add(reward, "cost", data=data, sft=baseline).outputs["model"]
-    policy = nodes.add(rl, "rl", data=data, policy=baseline, **scorers).outputs["model"]
+    learned_from = {name: scorers[name] for name in teachers}
+    policy = nodes.add(rl, "rl", data=data, policy=baseline, **learned_from).outputs["model"]
     judged = nodes.add(evaluate, "evaluate", data=data, policy=policy, baseline=baseline, **scorers)
     with dsl.If(judged.outputs["Output"] == True, "passed"):  # noqa: E712  # builds an expression
         release = nodes.add(upload, "upload", model=policy, report=judged.outputs["report"]).outputs["release"]

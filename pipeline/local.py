@@ -30,7 +30,7 @@ from pipeline.promotion import stands
 from pipeline.resources import CHECKPOINTS
 from pipeline.runs import RunFolder, shown
 from pipeline.screen import Screen
-from pipeline.summary import Result, read_metrics, status_of, summarize
+from pipeline.summary import Result, read_alerts, read_metrics, status_of, summarize
 from pipeline.surroundings import environment
 
 INTERRUPTED_EXIT_CODE = 130
@@ -168,10 +168,10 @@ class _Attempt:
 
     def _succeeded(self, ending: Ending) -> Result:
         """The result of a task that gave its outputs, now or when it was cached."""
-        metrics = read_metrics(ending.folder)
+        metrics, alerts = read_metrics(ending.folder), read_alerts(ending.folder)
         if not ending.cached:
-            return Result(ending.task, "succeeded", ending.seconds, metrics, ending.folder)
-        result = Result(ending.task, "cached", ending.seconds, metrics, ending.folder)
+            return Result(ending.task, "succeeded", ending.seconds, metrics, ending.folder, alerts=alerts)
+        result = Result(ending.task, "cached", ending.seconds, metrics, ending.folder, alerts=alerts)
         self.folder.record(ending.task, status="cached", metrics=metrics, seconds=ending.seconds)
         self.ledger.cached(result)
         return result
@@ -184,7 +184,8 @@ class _Attempt:
             status = STOPPED if ending.exit_code in TERMINATED else "failed"
             self.folder.record(ending.task, status=status, kind="failure", error=error, seconds=ending.seconds)
         fixable = recorded.get("kind") == "input"
-        return Result(ending.task, "failed", ending.seconds, {}, ending.folder, error, fixable)
+        alerts = read_alerts(ending.folder)
+        return Result(ending.task, "failed", ending.seconds, {}, ending.folder, error, fixable, alerts)
 
     def sum_up(self, tasks: Sequence[str]) -> dict[str, Any]:
         """Write summary.json and give it back."""
@@ -207,6 +208,7 @@ class _Attempt:
         self.screen.paths(
             {
                 "report": output("evaluate", "report/report.html") or output("validate", "report/report.html"),
+                "rl": output("rl", "report/report.html"),
                 "model": summary["model_dir"] or output("rl", "model"),
                 "MLflow": self.ledger.place(),
                 "summary": shown(self.folder.summary),

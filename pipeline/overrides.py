@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from components.errors import InputError
-from components.parsing import TAG, Key, members, parse, tagged
+from components.parsing import Key, members, parse, tag_field, tagged
 from pipeline.documents import read_document, read_value
 from pipeline.settings import TASKS, Settings
 
@@ -74,7 +74,7 @@ class _Layers:
         models: list[type[BaseModel]],
         origin: str,
     ) -> None:
-        chosen = tagged(models, layer[TAG]) if len(models) > 1 and TAG in layer else None
+        chosen = tagged(models, layer.get(tag_field(models))) if len(models) > 1 else None
         if chosen is not None:
             for name in [name for name in below if name not in chosen.model_fields]:
                 del below[name]

@@ -34,7 +34,10 @@ STYLES = {
     "failed": "bold red",
     "rejected": "yellow",
 }
+ALERT_STYLE = "yellow"
 PROGRESS_LINE = re.compile(r"^\s*progress (?P<label>.+?) (?P<done>\d+)/(?P<total>\d+)(?P<values>(?: \S+=\S+)*)\s*$")
+ALERT_LINE = re.compile(r"\bWARNING\b.*?: alert (?P<name>\S+) at (?P<update>\d+): (?P<message>.+)$")
+"""As `tracking.log_alert` logs it; what stands before it depends on who set up logging, Kubeflow's executor or we."""
 
 
 @dataclass
@@ -91,9 +94,12 @@ class Screen:
         self._bar.begin(task)
 
     def printed(self, task: str, line: str) -> None:
-        """A task said something: shown where it is progress."""
+        """A task said something: shown where it is progress or an alert."""
         if tick := Tick.parse(line):
             self._bar.tick(task, tick)
+        elif alert := ALERT_LINE.search(line):
+            text = f"{task:<11}alert at {alert['update']}: {alert['name']}: {alert['message']}"
+            self.console.print(Text(text, ALERT_STYLE))
 
     def ended(self, result: Result) -> None:
         """A task ended."""
@@ -118,6 +124,8 @@ class Screen:
             text.append(telling(result))
             text.rstrip()
             self.console.print(text)
+            if result.alerts:
+                self.console.print(Text(f"{'':<11}{alerted(result)}", ALERT_STYLE))
         self.console.print(Text(f"\n{status} in {duration(seconds)}", STYLES[status]))
 
     def paths(self, places: Mapping[str, Any]) -> None:
@@ -132,6 +140,16 @@ def telling(result: Result) -> str:
     names: Sequence[str] = [name for name in TELLING.get(result.task, ()) if name in result.metrics]
     names = names or list(result.metrics)
     return "  ".join(f"{name} {result.metrics[name]:.4g}" for name in names[:SHOWN])
+
+
+def alerted(result: Result) -> str:
+    """How many alerts a task gave, and for each kind at which update it came first."""
+    first: dict[str, int] = {}
+    for alert in result.alerts:
+        first.setdefault(alert["name"], alert["update"])
+    number = len(result.alerts)
+    kinds = ", ".join(f"{name} at {update}" for name, update in first.items())
+    return f"{number} alert{'s' if number != 1 else ''}: {kinds}"
 
 
 def duration(seconds: float) -> str:

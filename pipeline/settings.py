@@ -178,7 +178,7 @@ class Settings(Group):
     def tasks(self) -> tuple[str, ...]:
         """The tasks of the pipeline these settings describe, in order."""
         absent = {"demo"} if self.demo is None else set()
-        if not self.rl.needs_cost:
+        if "cost" not in self.rl.teachers:
             absent.add("cost")
         return tuple(task for task in TASKS if task not in absent)
 

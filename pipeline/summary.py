@@ -1,5 +1,6 @@
 """What a run leaves behind to read: a result per task and `summary.json`."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any, Literal
 
 from components.artifacts import Metrics, read_json
 from components.errors import InputError
+from components.tracking import ALERTS_FILE
 from pipeline.promotion import DEPLOYMENT, RELEASE
 
 Status = Literal["succeeded", "cached", "skipped", "failed"]
@@ -26,12 +28,23 @@ class Result:
     error: str = ""
     fixable: bool = False
     """Whether the error is a person's to fix (InputError in the step)."""
+    alerts: Sequence[Mapping[str, Any]] = ()
+    """What went wrong while it trained: name, update and message of each alert."""
 
 
 def read_metrics(folder: Path) -> Metrics:
     """The metrics a task left in its folder; none when it left none."""
     path = folder / "metrics"
     return dict(read_json(path)) if path.exists() else {}
+
+
+def read_alerts(folder: Path | None) -> list[dict[str, Any]]:
+    """The alerts a task left in its folder, in order; a line that its process did not finish is left out."""
+    path = None if folder is None else folder / ALERTS_FILE
+    if path is None or not path.exists():
+        return []
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in whole]
 
 
 def status_of(results: Mapping[str, Result], failed: bool) -> str:
@@ -60,6 +73,7 @@ def summarize(
                 "status": result.status,
                 "seconds": round(result.seconds, 3),
                 "metrics": {key: value if math.isfinite(value) else None for key, value in result.metrics.items()},
+                "alerts": list(result.alerts),
             }
             for result in ordered
         ],

@@ -1,11 +1,11 @@
 """The judge named in the settings: a function that knows what is true of a response."""
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 from components.errors import InputError
 from components.evaluate.samples import QUESTIONS, Verdict
+from components.extensions import named_function
 
 KEY = "evaluate.judge"
 
@@ -20,21 +20,7 @@ class Judge:
     def __init__(self, name: str) -> None:
         """Raises InputError when there is no such function."""
         self.name = name
-        module, _, function = name.partition(":")
-        if not module or not function:
-            raise InputError(
-                f"{KEY} is {name!r}; accepted: module:function, as in my_package.judge:judge_all."
-            )
-        try:
-            found = getattr(import_module(module), function, None)
-        except ImportError as error:
-            raise InputError(
-                f"{KEY} is {name!r}, and its module cannot be imported: {error}. "
-                "Install it, or put its folder on PYTHONPATH."
-            ) from None
-        if not callable(found):
-            raise InputError(f"{KEY} is {name!r}, but {module} has no function {function!r}.")
-        self._function: Callable[[list[str], list[str]], Any] = found
+        self._function: Callable[[list[str], list[str]], Any] = named_function(name, KEY)
 
     def verdicts(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         """One verdict per response, with every question in it.

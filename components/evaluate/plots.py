@@ -1,43 +1,16 @@
-"""The pictures of the report, as SVG inside `data:` addresses, so that the page is one file."""
+"""The pictures of the evaluation's report."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from components.evaluate.measures import Intervals
 from components.evaluate.samples import Answer, Sample
+from components.plots import BLUE, GOLD, INK, STYLE, Plot, finished, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-POLICY, BASELINE = "#2f6fb0", "#c9a227"
-INK, SOFT, LINE = "#1c2430", "#5b6675", "#e1e6ec"
-STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": SOFT,
-    "axes.edgecolor": LINE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "legend.frameon": False,
-    "svg.hashsalt": "plumbline",  # the same numbers give the same file
-}
-
-
-class Plot(NamedTuple):
-    """A picture and what it shows."""
-
-    caption: str
-    address: str
-    wide: bool
+POLICY, BASELINE = BLUE, GOLD
 
 
 def draw(
@@ -75,7 +48,7 @@ def _lengths(answers: Sequence[Answer]) -> list[float]:
 
 def _categories(categories: Mapping[str, Intervals], questions: Sequence[str], group: str) -> Plot:
     """One panel per question, one pair of bars per category it applies to."""
-    figure = _figure(10.4, 0.9 + 0.42 * len(categories))
+    figure = new_figure(10.4, 0.9 + 0.42 * len(categories))
     panels = figure.subplots(1, len(questions), sharey=True, squeeze=False)[0]
     names = list(categories)
     for axes, question in zip(panels, questions, strict=True):
@@ -99,7 +72,7 @@ def _categories(categories: Mapping[str, Intervals], questions: Sequence[str], g
     panels[0].set_ylim(len(names) - 0.4, -0.6)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    return _plot(figure, "Share of responses by category, with 95 % intervals", wide=True)
+    return finished(figure, "Share of responses by category, with 95 % intervals", wide=True)
 
 
 def _histogram(
@@ -107,7 +80,7 @@ def _histogram(
 ) -> Plot:
     import numpy as np
 
-    figure = _figure(5.2, 3.3)
+    figure = new_figure(5.2, 3.3)
     axes = figure.subplots()
     both = [*policy, *baseline]
     if whole:  # bins that hold equally many whole numbers
@@ -121,11 +94,11 @@ def _histogram(
     axes.set_xlabel(label)
     axes.set_ylabel("Responses")
     _legend(axes)
-    return _plot(figure, f"{label}: dashed lines are means")
+    return finished(figure, f"{label}: dashed lines are means")
 
 
 def _reward_and_cost(policy: Sequence[Answer], baseline: Sequence[Answer]) -> Plot:
-    figure = _figure(5.2, 3.3)
+    figure = new_figure(5.2, 3.3)
     axes = figure.subplots()
     for answers, colour, name in ((baseline, BASELINE, "baseline"), (policy, POLICY, "policy")):
         points = axes.scatter(_rewards(answers), _costs(answers), s=11, color=colour, alpha=0.5, label=name)
@@ -134,26 +107,13 @@ def _reward_and_cost(policy: Sequence[Answer], baseline: Sequence[Answer]) -> Pl
     axes.set_xlabel("Reward")
     axes.set_ylabel("Cost")
     _legend(axes)
-    return _plot(figure, "Reward against cost: above the line is harmful by the cost model")
-
-
-def _figure(width: float, height: float) -> "Figure":
-    """A figure without pyplot, which would keep it in a global list."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", dpi=144)
+    return finished(figure, "Reward against cost: above the line is harmful by the cost model")
 
 
 def _legend(axes: "Axes") -> None:
     """Policy first, though it is drawn last, on top."""
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1])
-
-
-def _plot(figure: "Figure", caption: str, wide: bool = False) -> Plot:
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    return Plot(caption, "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode(), wide)
 
 
 def _clipped(name: str) -> str:

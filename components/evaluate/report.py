@@ -13,6 +13,7 @@ from components.evaluate.plots import draw
 from components.evaluate.samples import QUESTIONS, Sample, shown, write_samples
 from components.evaluate.settings import EvaluateSettings
 from components.intervals import Interval
+from components.pages import render
 from components.records import prompt_text
 
 PAGE, REPORT, SAMPLES = "report.html", "report.json", "samples.jsonl"
@@ -146,18 +147,12 @@ class Report:
         return [scorer for scorer in self.training_scorers if scorer in read]
 
     def _page(self, content: dict[str, Any]) -> str:
-        from jinja2 import Environment, StrictUndefined
-
-        # Every text on the page comes from data and models that nobody has vetted: it is escaped.
-        environment = Environment(
-            autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
-        template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
         overall = {"all": self.measures.overall}
         largest = dict(list(self.measures.categories.items())[:MAX_CATEGORIES])
         questions = [name for name in QUESTIONS if f"{self.group}/{name}" in self.measures.overall]
-        return template.render(
-            content,
+        return render(
+            _TEMPLATE,
+            **content,
             settings=self.settings.model_dump(),
             num_available=self.num_available,
             samples=[

@@ -26,5 +26,11 @@ class RewardSettings(StepSettings):
     """How long and how. 2 epochs at 2e-5 with decay 0.1 are safe-rlhf's values for 7B models."""
     normalization_pairs: int = Field(2000, ge=2)
     """Training pairs whose scores give the mean and standard deviation stored with the model."""
+    members: int = Field(1, ge=1)
+    """Models to train: above 1 an ensemble for a scorer of that kind (Coste et al. 2023: 5). The first is the same
+    whatever their number; each further one learns from another bootstrap resample of the pairs."""
+    normalize: bool = True
+    """Store the mean (for rewards) and deviation of training scores with the model, which then gives scores of mean
+    0 and deviation 1; off gives them as they are (safe-rlhf's scripts)."""
     lora: Lora = Lora()
     """Adapters instead of full weights when the rank is above 0; the head is always trained."""

@@ -1,127 +1,233 @@
-"""The loop: for each rollout, targets; for each pass and minibatch, loss, backward, clip, step.
+"""The loop: for each batch, for each pass and minibatch, loss, backward, clip, step; kept so that it can go on.
 
-It knows no algorithm and no engine: those are objects it is given.
+It knows no algorithm, no engine and no source of batches: those are objects it is given.
 """
 
 import logging
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from components import tracking
 from components.artifacts import Metrics
-from components.checkpoints import Checkpoints
+from components.checkpoints import Checkpoint, Checkpoints
+from components.monitoring import Monitor
 from components.progress import Progress
-from components.rl.rollout import RolloutSource, rollout_metrics
 from components.rl.settings import RLSettings
-from components.rl.types import Algorithm, Batch, Forward
+from components.rl.types import Batch, Forward, Learner, Means, Source
+from components.termination import Terminated, Watch, watch
+from components.tracking import Row
 from components.updates import Updater, total
 
 logger = logging.getLogger(__name__)
 
+SHOWN = ("rollout/score", "rollout/cost", "rollout/kl_k3", "policy/pair_accuracy", "cost/lambda")
+"""The metrics beside the progress bar."""
+PENDING = "batch."
+"""Before the names of the tensors of a batch that a checkpoint finds half learned from."""
+
+
+class Extra(Protocol):
+    """Something that adds to the gradient of every update."""
+
+    def backward(self, updater: Updater) -> Metrics:
+        """Add to the gradient of the update at hand."""
+        ...
+
+
+@dataclass
+class Course:
+    """Where training stands."""
+
+    number: int = 0
+    """Batches that are done."""
+    batch: Batch | None = None
+    """The one being learned from."""
+    updates: list[Metrics] = field(default_factory=list)
+    """What each update on it measured."""
+    history: list[Row] = field(default_factory=list)
+    """The numbers of every batch."""
+    scatter: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """Reward and cost of the responses of the first and of the last rollout."""
+
 
 def train(
     settings: RLSettings,
-    algorithm: Algorithm,
-    source: RolloutSource,
+    batches: int,
+    learner: Learner,
+    source: Source,
     updater: Updater,
-    sampler_random: torch.Generator,
+    extras: Sequence[Extra],
+    monitor: Monitor,
     checkpoints: Checkpoints,
-) -> Metrics:
-    """Learn from `settings.rollouts` rollouts; returns the metrics averaged over the last tenth of them.
+) -> Course:
+    """Learn from `batches` batches of the source.
 
     Continues from the newest checkpoint where there is one, with the same numbers as if it had never stopped. The
-    checkpoints stay until the caller has saved the model and clears them.
+    checkpoints stay until the caller has saved the model and clears them. Raises Terminated after SIGTERM, once the
+    update at hand is done and in a checkpoint, and TrainingFailure as `Updater.step` does.
     """
-    shuffles = torch.Generator().manual_seed(settings.seed)
-    generators = {"random.sampler": sampler_random, "random.shuffles": shuffles}
-    done, history = _resume(checkpoints, updater, algorithm, generators)
-    telling = max(1, settings.rollouts // 10)
-    progress = Progress("rl", settings.rollouts)
-    progress.done = done
-    started = time.monotonic()
-    for number, rollout in enumerate(source.rollouts(done, settings.rollouts), start=done + 1):
-        metrics = rollout_metrics(rollout) | {"perf/rollout_s": time.monotonic() - started}
-        batch = algorithm.targets(rollout)
-        metrics |= batch.metrics | _learn(settings, algorithm, batch, updater, shuffles)
-        metrics["perf/seconds"] = time.monotonic() - started
-        started = time.monotonic()
-        history.append(metrics)
-        tracking.log_metrics(metrics, number)
-        progress.advance(1, **{name: metrics[name] for name in SHOWN if name in metrics})
-        if checkpoints.due(number):
-            tensors = updater.state() | {name: g.get_state() for name, g in generators.items()}
-            values = {
-                "rollouts": number,
-                "updater": updater.values(),
-                "algorithm": algorithm.state_dict(),
-                "history": history[-telling:],
-            }
-            checkpoints.save(updater.update, tensors, values)
-    return averages(history[-telling:])
+    loop = _Loop(settings, batches, learner, source, updater, extras, monitor, checkpoints)
+    with watch() as stop:
+        return loop.run(stop)
 
 
-SHOWN = ("rollout/score", "rollout/cost", "rollout/kl_k3", "cost/lambda")
-"""The metrics beside the progress bar."""
+def num_updates(settings: RLSettings, batches: int, rows_per_batch: int) -> int:
+    """Optimiser steps in the whole run, when no batch drops rows."""
+    return batches * settings.epochs * math.ceil(rows_per_batch / settings.minibatch_size)
 
 
-def num_updates(settings: RLSettings, group_size: int) -> int:
-    """Optimiser steps in the whole run."""
-    rows = settings.prompts_per_rollout * group_size
-    return settings.rollouts * settings.epochs * math.ceil(rows / settings.minibatch_size)
-
-
-def averages(history: list[Metrics]) -> Metrics:
+def averages(rows: Sequence[Metrics]) -> Metrics:
     """The mean of every metric over the rows that have it."""
-    names = dict.fromkeys(name for row in history for name in row)
-    return {
-        name: sum(row[name] for row in history if name in row) / sum(name in row for row in history) for name in names
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: sum(row[name] for row in rows if name in row) / sum(name in row for row in rows) for name in names}
+
+
+@dataclass
+class _Loop:
+    settings: RLSettings
+    batches: int
+    learner: Learner
+    source: Source
+    updater: Updater
+    extras: Sequence[Extra]
+    monitor: Monitor
+    checkpoints: Checkpoints
+    course: Course = field(default_factory=Course)
+    started: float = 0.0
+
+    def run(self, stop: Watch) -> Course:
+        course = self.course = self._resumed()
+        progress = Progress("rl", self.batches)
+        progress.done = course.number
+        while course.number < self.batches:
+            self.started = time.monotonic()
+            course.batch = course.batch or self._next_batch(stop)
+            for rows in self._plan(course.batch)[len(course.updates) :]:
+                course.updates.append(self._update(course.batch.rows(rows)))
+                self._stop_if_asked(stop)
+            row = self._finish(course.batch)
+            progress.advance(1, **{name: row[name] for name in SHOWN if name in row})
+            if self.checkpoints.due(course.number):
+                self._save()
+            self._stop_if_asked(stop)
+        return course
+
+    def _next_batch(self, stop: Watch) -> Batch:
+        """The next batch; when SIGTERM breaks it off, it is to be made again."""
+        before = self.source.state(), self.learner.state_dict()
+        try:
+            with stop.interruptible():
+                batch = self.source.batch(self.course.number)
+        except Terminated:
+            self._save(*before)
+            raise
+        batch.metrics["perf/batch_s"] = time.monotonic() - self.started
+        return batch
+
+    def _plan(self, batch: Batch) -> list[Tensor]:
+        seed = self.settings.seed * 1_000_003 + self.course.number
+        return batch.plan(self.settings.epochs, self.settings.minibatch_size, seed)
+
+    def _update(self, minibatch: Batch) -> Metrics:
+        """One optimiser step; the loss is normalised by the terms of the whole minibatch over all processes."""
+        # Dropout is off in every model, so train mode changes nothing but gradient checkpointing.
+        self.updater.model.train()
+        terms = float(total(torch.tensor(self.learner.terms(minibatch))))
+        sums: Means = {}
+        gap = 0.0
+        parts = list(minibatch.micro_batches(self.settings.micro_batch_size))
+        for number, part in enumerate(parts, start=1):
+            forward: Forward = self.updater.model(part.input_ids, part.attention_mask, part.mask.shape[1])
+            loss, means = self.learner.loss(part, forward)
+            self.updater.backward(loss, terms, last=number == len(parts))
+            for name, (value, count) in means.items():
+                summed, counted = sums.get(name, (0.0, 0.0))
+                sums[name] = summed + value, counted + count
+            gap = max(gap, ratio_gap(part, forward))
+        metrics = {name: value / count for name, (value, count) in sums.items()}
+        for extra in self.extras:
+            metrics |= extra.backward(self.updater)
+        self.updater.count(samples=len(minibatch), tokens=int(minibatch.mask.sum()))
+        return metrics | self.updater.step() | ({} if minibatch.logprobs is None else {"policy/ratio_gap": gap})
+
+    def _finish(self, batch: Batch) -> Metrics:
+        """Log what the batch and its updates measured."""
+        course, updates = self.course, self.course.updates
+        metrics = batch.metrics | averages(updates) | {"data/updates": float(len(updates))}
+        for name in ("loss/skipped_updates", "data/samples", "data/tokens"):
+            metrics |= {name: updates[-1][name]} if updates else {}
+        if updates and "policy/ratio_gap" in updates[0]:
+            metrics["policy/first_ratio_gap"] = updates[0]["policy/ratio_gap"]
+        self.monitor.observe(metrics, course.number + 1)
+        metrics["alerts/total"] = float(len(self.monitor.alerts))
+        metrics["perf/seconds"] = time.monotonic() - self.started
+        if batch.scatter:
+            course.scatter = {"first": course.scatter.get("first", batch.scatter), "last": batch.scatter}
+        course.number += 1
+        course.batch, course.updates = None, []
+        # Batches may drop rows; the learning rate follows the plan.
+        self.updater.update = num_updates(self.settings, course.number, self.source.rows_per_batch)
+        course.history.append(tracking.log_metrics(metrics, course.number))
+        return metrics
+
+    def _stop_if_asked(self, stop: Watch) -> None:
+        if stop.requested:
+            self._save()
+        stop.check()
+
+    def _save(self, source: dict[str, Tensor] | None = None, learner: dict[str, Any] | None = None) -> None:
+        """A checkpoint of everything; the state of source and learner as it is now, or as given."""
+        course = self.course
+        pending = {} if course.batch is None else course.batch.tensors()
+        tensors = self.updater.state() | (self.source.state() if source is None else source)
+        tensors |= {PENDING + name: tensor for name, tensor in pending.items()}
+        kept = replace(course, batch=None)
+        values = {name: getattr(kept, name) for name in ("number", "updates", "history", "scatter")}
+        values |= {"updater": self.updater.values(), "monitor": self.monitor.state_dict()}
+        values["learner"] = self.learner.state_dict() if learner is None else learner
+        if course.batch is not None:
+            values["batch"] = {name: getattr(course.batch, name) for name in ("unit", "metrics", "scatter")}
+        self.checkpoints.save(self.updater.update, tensors, values)
+
+    def _resumed(self) -> Course:
+        """What the newest checkpoint holds, everything put back where it was; a fresh course without one."""
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is None:
+            return Course()
+        values = checkpoint.values
+        self.updater.restore(checkpoint.tensors, values["updater"], checkpoint.source)
+        self.source.restore(checkpoint.tensors)
+        self.learner.load_state_dict(values["learner"])
+        self.monitor.load_state_dict(values["monitor"])
+        history = [Row(*row) for row in values["history"]]
+        tracking.replay(history)
+        logger.info("rl continues after %d of %d batches", values["number"], self.batches)
+        scatter = {name: [(reward, cost) for reward, cost in points] for name, points in values["scatter"].items()}
+        return Course(values["number"], _pending(checkpoint, self.updater), values["updates"], history, scatter)
+
+
+def ratio_gap(batch: Batch, forward: Forward) -> float:
+    """The largest |ratio - 1| of a response token; 0 for rows that no policy sampled."""
+    if batch.logprobs is None:
+        return 0.0
+    ratio = (forward.logprobs.detach() - batch.logprobs).masked_fill(~batch.mask, 0.0).exp()
+    return float((ratio - 1).abs().max())
+
+
+def _pending(checkpoint: Checkpoint, updater: Updater) -> Batch | None:
+    """The batch that was being learned from."""
+    if "batch" not in checkpoint.values:
+        return None
+    device = updater.accelerator.device
+    tensors: dict[str, Any] = {
+        name.removeprefix(PENDING): tensor.to(device)
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith(PENDING)
     }
-
-
-def _resume(
-    checkpoints: Checkpoints, updater: Updater, algorithm: Algorithm, generators: dict[str, torch.Generator]
-) -> tuple[int, list[Metrics]]:
-    """Take back the newest checkpoint; returns how many rollouts are done, and the metrics of the last of them."""
-    checkpoint = checkpoints.latest()
-    if checkpoint is None:
-        return 0, []
-    for name, generator in generators.items():
-        generator.set_state(checkpoint.tensors[name])
-    updater.restore(checkpoint.tensors, checkpoint.values["updater"], checkpoint.source)
-    algorithm.load_state_dict(checkpoint.values["algorithm"])
-    logger.info("rl continues after rollout %d", checkpoint.values["rollouts"])
-    return int(checkpoint.values["rollouts"]), list(checkpoint.values["history"])
-
-
-def _learn(
-    settings: RLSettings, algorithm: Algorithm, batch: Batch, updater: Updater, shuffles: torch.Generator
-) -> Metrics:
-    """All passes over one batch; returns the means over them, and the largest ratio gap of the first update."""
-    updates: list[Metrics] = []
-    for _ in range(settings.epochs):
-        for minibatch in batch.minibatches(settings.minibatch_size, shuffles):
-            updates.append(_update(settings, algorithm, minibatch, updater))
-    first = {"policy/first_ratio_gap": updates[0]["policy/ratio_gap"]}
-    return averages(updates) | first
-
-
-def _update(settings: RLSettings, algorithm: Algorithm, minibatch: Batch, updater: Updater) -> Metrics:
-    """One optimiser step; the loss is normalised by the terms of the whole minibatch over all processes."""
-    # Dropout is off in every model, so train mode changes nothing but gradient checkpointing.
-    updater.model.train()
-    own_terms = algorithm.terms(minibatch)
-    terms = float(total(torch.tensor(own_terms)))
-    sums: Metrics = {}
-    gap = 0.0
-    parts = list(minibatch.micro_batches(settings.micro_batch_size))
-    for number, part in enumerate(parts, start=1):
-        forward: Forward = updater.model(part.input_ids, part.attention_mask, part.mask.shape[1])
-        loss, metrics = algorithm.loss(part, forward)
-        updater.backward(loss, terms, last=number == len(parts))
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + value
-        log_ratio = (forward.logprobs.detach() - part.logprobs).masked_fill(~part.mask, 0.0)
-        gap = max(gap, float(log_ratio.abs().max()))
-    return {name: value / own_terms for name, value in sums.items()} | updater.step() | {"policy/ratio_gap": gap}
+    return Batch(**tensors, **checkpoint.values["batch"])

@@ -1,6 +1,6 @@
 """The networks under training, as one module: the policy and its critics.
 
-Shapes: N rows, P prompt tokens, R response tokens.
+Shapes: N rows, P prompt tokens, R response tokens, H hidden size.
 """
 
 from typing import Any
@@ -12,27 +12,72 @@ from components.models import ScalarModel, response_logprobs
 from components.rl.types import Forward
 
 
-class PolicyAndValues(nn.Module):
-    """One forward pass over prompt and response; each network has its own weights."""
+class Networks(nn.Module):
+    """One forward pass over prompt and response.
 
-    def __init__(self, policy: Any, value: ScalarModel, cost_value: ScalarModel | None, temperature: float) -> None:
+    A critic is a scalar model with weights of its own, or a head on the policy's hidden states (all of one kind).
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        value: ScalarModel | nn.Module | None = None,
+        cost_value: ScalarModel | nn.Module | None = None,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         self.policy, self.value, self.cost_value = policy, value, cost_value
         self.temperature = temperature
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, response_length: int) -> Forward:
-        """Log-probabilities, entropies and values (N, R) at the last `response_length` tokens."""
-        logprobs, entropy = response_logprobs(
-            self.policy, input_ids, attention_mask, response_length, self.temperature
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        response_length: int,
+        temperature: float | None = None,
+        critics: bool = True,
+    ) -> Forward:
+        """Log-probabilities, entropies and values (N, R) at the last `response_length` tokens.
+
+        `temperature` replaces the one that responses are sampled at; values are left out without `critics`.
+        """
+        heads = [critic for critic in (self.value, self.cost_value) if isinstance(critic, SharedHead)]
+        logprobs, entropy, hidden = response_logprobs(
+            self.policy,
+            input_ids,
+            attention_mask,
+            response_length,
+            self.temperature if temperature is None else temperature,
+            with_hidden=bool(heads) and critics,
         )
-        return Forward(
-            logprobs,
-            entropy,
-            before_each_token(self.value(input_ids, attention_mask), response_length),
-            None
-            if self.cost_value is None
-            else before_each_token(self.cost_value(input_ids, attention_mask), response_length),
-        )
+
+        def values(critic: nn.Module | None) -> Tensor | None:
+            if critic is None or not critics:
+                return None
+            if isinstance(critic, SharedHead):
+                return before_each_token(critic(hidden), response_length)
+            return before_each_token(critic(input_ids, attention_mask), response_length)
+
+        return Forward(logprobs, entropy, values(self.value), values(self.cost_value))
+
+
+class SharedHead(nn.Module):
+    """A critic on the policy's hidden states, which it reads without a gradient: it cannot harm the policy.
+
+    One hidden layer, and a last layer of zeros, so that every first value is 0.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        last = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.Tanh(), last)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Values (N, T) of hidden states (N, T, H), in float32."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.layers(hidden.detach().float()).squeeze(-1)  # type: ignore[no-any-return]
 
 
 def before_each_token(values: Tensor, response_length: int) -> Tensor:

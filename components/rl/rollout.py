@@ -1,20 +1,22 @@
-"""Where batches come from: prompts are sampled, scored and read by every model that has a say."""
+"""Rollouts: prompts are sampled, scored and read by every model that has a say."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from components.artifacts import Metrics
 from components.divergence import kl_estimate
-from components.generation import Sampler, decode
-from components.models import response_logprobs
+from components.generation import decode
+from components.generation.native import NativeSampler
+from components.models import autocast
 from components.records import Conversation
 from components.rl.functional import masked_mean, masked_sum
-from components.rl.networks import PolicyAndValues, in_parts
-from components.rl.types import Rollout
+from components.rl.networks import Networks, in_parts
+from components.rl.reference import Reference
+from components.rl.stream import Stream
+from components.rl.types import Algorithm, Batch, Rollout
 from components.scoring import Scorer
 from components.tokens import Tokenizer, encode_prompt, pad
 
@@ -23,30 +25,14 @@ from components.tokens import Tokenizer, encode_prompt, pad
 class Models:
     """Everything that is only read during a rollout."""
 
-    networks: PolicyAndValues
-    reference: Any
-    sampler: Sampler
+    networks: Networks
+    reference: Reference
+    sampler: NativeSampler
     reward: Scorer
     cost: Scorer | None
     tokenizer: Tokenizer
-    autocast: Callable[[], AbstractContextManager[None]]
-    """The arithmetic of training: policy, sampler and reference must not differ by their dtype."""
-
-
-class PromptStream:
-    """Prompts in an endless sequence of shuffled passes that depends on the seed alone."""
-
-    def __init__(self, prompts: Sequence[Conversation], seed: int) -> None:
-        self.prompts, self.seed = prompts, seed
-
-    def batch(self, number: int, size: int) -> list[Conversation]:
-        """The `size` prompts of batch `number` (0-based)."""
-        return [self._at(place) for place in range(number * size, (number + 1) * size)]
-
-    def _at(self, place: int) -> Conversation:
-        epoch, index = divmod(place, len(self.prompts))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return self.prompts[int(torch.randperm(len(self.prompts), generator=generator)[index])]
+    dtype: str
+    """The arithmetic of training: policy and sampler must not differ by it."""
 
 
 def collect(models: Models, prompts: Sequence[Conversation], group_size: int, max_prompt: int, micro: int) -> Rollout:
@@ -56,7 +42,7 @@ def collect(models: Models, prompts: Sequence[Conversation], group_size: int, ma
     the update's ratios must start at 1, so the old policy is what the trainer says it was.
     """
     encoded = [encode_prompt(models.tokenizer, prompt)[-max_prompt:] for prompt in prompts]
-    with models.autocast():
+    with autocast(models.dtype):
         samples = models.sampler.sample(encoded, group_size)
     rows = [index for index in range(len(prompts)) for _ in range(group_size)]
     ids, mask = pad([encoded[index] for index in rows], models.tokenizer.eos_token_id, side="left")
@@ -64,14 +50,7 @@ def collect(models: Models, prompts: Sequence[Conversation], group_size: int, ma
     attention_mask = torch.cat([mask.to(samples.ids.device), samples.mask], dim=1)
     length = samples.ids.shape[1]
     old = in_parts(lambda i, m: models.networks(i, m, length), micro, input_ids, attention_mask)
-    temperature = models.networks.temperature
-    with models.autocast():
-        reference = in_parts(
-            lambda i, m: response_logprobs(models.reference, i, m, length, temperature)[0],
-            micro,
-            input_ids,
-            attention_mask,
-        )
+    reference = models.reference.logprobs(input_ids, attention_mask, length, models.networks.temperature, micro)
     texts = decode(models.tokenizer, samples)
     asked = [prompts[index] for index in rows]
     return Rollout(
@@ -79,14 +58,20 @@ def collect(models: Models, prompts: Sequence[Conversation], group_size: int, ma
         attention_mask,
         samples.mask,
         logprobs=torch.cat([forward.logprobs for forward in old]).masked_fill(~samples.mask, 0.0),
-        ref_logprobs=torch.cat(reference).masked_fill(~samples.mask, 0.0),
+        ref_logprobs=reference.masked_fill(~samples.mask, 0.0),
         scores=models.reward.score(asked, texts).to(input_ids.device),
         ended=samples.ended,
         costs=None if models.cost is None else models.cost.score(asked, texts).to(input_ids.device),
-        values=torch.cat([forward.values for forward in old]),
-        cost_values=None if models.cost is None else torch.cat([forward.cost_values for forward in old]),
+        values=_joined([forward.values for forward in old]),
+        cost_values=_joined([forward.cost_values for forward in old]),
         group_size=group_size,
     )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Parts of a tensor as one; None where there is no such critic."""
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
 
 
 def rollout_metrics(rollout: Rollout) -> Metrics:
@@ -101,6 +86,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "rollout/kl_k3": k3,
         "rollout/score": float(rollout.scores.mean()),
         "rollout/score_std": float(rollout.scores.std(unbiased=False)),
+        "rollout/score_max": float(rollout.scores.max()),
         "rollout/length": float(rollout.mask.sum(1).float().mean()),
         "rollout/missing_eos": float((~rollout.ended).float().mean()),
         "rollout/logprob": float(masked_mean(rollout.logprobs, rollout.mask)),
@@ -112,17 +98,38 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
 
 
 class RolloutSource:
-    """Rollouts, one after the other, each from the policy as it is when asked for."""
+    """What the algorithm makes of rollouts, each from the policy as it is when asked for."""
 
     def __init__(
-        self, models: Models, stream: PromptStream, size: int, group_size: int, max_prompt: int, micro: int
+        self,
+        models: Models,
+        algorithm: Algorithm,
+        stream: Stream[Conversation],
+        size: int,
+        max_prompt: int,
+        micro: int,
     ) -> None:
-        self.models, self.stream, self.size = models, stream, size
-        self.group_size, self.max_prompt, self.micro = group_size, max_prompt, micro
+        self.models, self.algorithm, self.stream = models, algorithm, stream
+        self.size, self.max_prompt, self.micro = size, max_prompt, micro
+        self.rows_per_batch = size * algorithm.rows_per_prompt
 
-    def rollouts(self, start: int, stop: int) -> Iterator[Rollout]:
-        """The rollouts with these numbers."""
-        for number in range(start, stop):
-            self.models.networks.eval()
-            prompts = self.stream.batch(number, self.size)
-            yield collect(self.models, prompts, self.group_size, self.max_prompt, self.micro)
+    def batch(self, number: int) -> Batch:
+        """What rollout `number` (0-based) teaches, and what it says of the policy."""
+        self.models.networks.eval()
+        prompts = self.stream.batch(number, self.size)
+        rollout = collect(self.models, prompts, self.algorithm.group_size, self.max_prompt, self.micro)
+        batch = self.algorithm.targets(rollout)
+        counts = {"rollout/samples": float(len(rollout.mask)), "rollout/tokens": float(rollout.mask.sum())}
+        batch.metrics.update(rollout_metrics(rollout) | counts | self.models.reward.metrics)
+        batch.metrics.update({} if self.models.cost is None else self.models.cost.metrics)
+        if rollout.costs is not None:
+            batch.scatter.extend(zip(rollout.scores.tolist(), rollout.costs.tolist(), strict=True))
+        return batch
+
+    def state(self) -> dict[str, Tensor]:
+        """The random state of the sampler."""
+        return {"random.sampler": self.models.sampler.generator.get_state()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self.models.sampler.generator.set_state(tensors["random.sampler"])

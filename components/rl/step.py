@@ -1,42 +1,95 @@
 """Reinforcement learning: the SFT policy learns from the reward model, and from the cost model where one is used."""
 
 import logging
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from components import tracking
 from components.artifacts import DataDir, Metrics, folder_digest
 from components.checkpoints import Checkpoints
 from components.errors import InputError
-from components.generation.native import NativeSampler
-from components.models import load_policy, load_scalar, policy_card, save_model, with_lora
+from components.models import policy_card, save_model
+from components.monitoring import Monitor
 from components.rl import algorithms
-from components.rl.loop import num_updates, train
-from components.rl.networks import PolicyAndValues
-from components.rl.rollout import Models, PromptStream, RolloutSource
+from components.rl.alerts import rl_monitor
+from components.rl.assembly import build_networks, build_source
+from components.rl.loop import Course, averages, num_updates, train
+from components.rl.ptx import Ptx
+from components.rl.report import write_report
 from components.rl.settings import RLSettings
-from components.scoring import load_scorer
 from components.tokens import Tokenizer, load_tokenizer
 from components.updates import Updater, total
 
+COUNTED = ("data/samples", "data/tokens", "data/passes", "loss/skipped_updates", "alerts/total")
 logger = logging.getLogger(__name__)
 
 
-def run(settings: RLSettings, *, data: Path, policy: Path, reward: Path, cost: Path | None, model: Path) -> Metrics:
-    """Train the policy on the training prompts in `data`; writes it to `model`.
+def run(
+    settings: RLSettings, *, data: Path, policy: Path, reward: Path | None, cost: Path | None, model: Path
+) -> Metrics:
+    """Train the policy on the training prompts (for dpo, the pairs) in `data`; writes it to `model`.
 
-    Critics start from the reward and the cost model. Raises InputError when the algorithm needs a cost model and
-    there is none, when nothing is sampled, or when there are no prompts.
+    Critics start from the reward and the cost model. Returns the metrics averaged over the last tenth of the
+    batches. Raises InputError when the algorithm needs a model that is not there, when settings would train another
+    distribution than the sampled one, or when there is nothing to learn from.
     """
     torch.manual_seed(settings.seed)
-    if settings.needs_cost and cost is None:
-        raise InputError(f"rl.algorithm.name is {settings.algorithm.name}: it needs a cost model and none was given.")
-    if settings.generation.temperature == 0:
+    refuse(settings, reward, cost)
+    reward, cost = (path if name in settings.teachers else None for name, path in (("reward", reward), ("cost", cost)))
+    tokenizer = load_tokenizer(policy)
+    networks = build_networks(settings, policy, reward, cost)
+    algorithm = algorithms.build(settings.algorithm, total, settings.generation.max_new_tokens)
+    source, batches = build_source(settings, algorithm, networks, tokenizer, data, policy, reward, cost)
+    critics = dict.fromkeys(("value", "cost_value"), settings.critic_optimizer)
+    updates = num_updates(settings, batches, source.rows_per_batch)
+    updater = Updater(networks, settings.optimizer, settings.compute, updates, critics)
+    given = {"data": data, "policy": policy, "reward": reward, "cost": cost}
+    inputs = {name: path for name, path in given.items() if path is not None}
+    plain = settings.model_dump(mode="json")
+    checkpoints = Checkpoints.of("rl", plain, inputs, model, settings.checkpoint_every, settings.keep_checkpoints)
+    logger.info("rl: %s, %d batches of %d", settings.algorithm.name, batches, settings.prompts_per_rollout)
+    monitor = rl_monitor(settings.alerts, settings.compute.dtype, settings.algorithm)
+    extras = [_ptx(settings, data, tokenizer)] if settings.ptx.coef else []
+    course = train(settings, batches, algorithm, source, updater, extras, monitor, checkpoints)
+    _report(plain, course, monitor)
+    card = policy_card(folder_digest(policy), "rl", tokenizer)
+    save_model(networks.policy, tokenizer, model, card, settings=plain, parents=inputs)
+    checkpoints.clear()
+    return last_tenth(course)
+
+
+def _report(settings: dict[str, Any], course: Course, monitor: Monitor) -> None:
+    """The page on the whole course, beside the step's other files and with its MLflow run."""
+    if (folder := tracking.folder()) is not None:
+        history = [(row.update, row.metrics) for row in course.history]
+        write_report(folder / "report" / "report.html", settings, history, course.scatter or None, monitor.alerts)
+        tracking.log_artifacts(folder / "report")
+
+
+def last_tenth(course: Course) -> Metrics:
+    """Every metric averaged over the last tenth of the batches; what is counted up, as it is at the end."""
+    rows = [row.metrics for row in course.history]
+    counted = {name: rows[-1][name] for name in COUNTED if name in rows[-1]}
+    return averages(rows[-math.ceil(len(rows) / 10) :]) | counted
+
+
+def refuse(settings: RLSettings, reward: Path | None, cost: Path | None) -> None:
+    """Raise InputError for settings that contradict one another or the inputs."""
+    name, generation = settings.algorithm.name, settings.generation
+    for teacher, scorer, given in (("reward", settings.reward_scorer, reward), ("cost", settings.cost_scorer, cost)):
+        if teacher in settings.teachers and scorer.kind in ("model", "ensemble") and given is None:
+            raise InputError(
+                f"rl.algorithm.name is {name}: it needs a {teacher} model and none was given. Give one, or set "
+                f"rl.{teacher}_scorer.kind to function or url."
+            )
+    if generation.temperature == 0:
         raise InputError(
             "rl.generation.temperature is 0: the policy would never try anything but its likeliest token. "
             "Set it above 0; 1.0 samples the policy as it is."
         )
-    generation = settings.generation
     if generation.top_p < 1 or generation.top_k:
         raise InputError(
             f"rl.generation has top_p {generation.top_p} and top_k {generation.top_k}: responses would be sampled from "
@@ -47,63 +100,21 @@ def run(settings: RLSettings, *, data: Path, policy: Path, reward: Path, cost: P
             f"rl.lora.dropout is {settings.lora.dropout}: the updated policy would differ from the sampled one before "
             "any update. Set it to 0."
         )
-    prompts = [row.prompt for row in DataDir(data).prompts("train")]
-    if not prompts:
-        raise InputError(f"{data}: no training prompts; give preprocess.prompts a source.")
-    tokenizer = load_tokenizer(policy)
-    cost = cost if settings.needs_cost else None
-    networks = _networks(settings, policy, reward, cost)
-    critic = settings.optimizer.model_copy(update={"lr": settings.critic_lr})
-    algorithm = algorithms.build(settings.algorithm, total)
-    updates = num_updates(settings, algorithm.group_size)
-    updater = Updater(networks, settings.optimizer, settings.compute, updates, {"value": critic, "cost_value": critic})
-    sampler = NativeSampler(networks.policy, tokenizer.eos_token_id, settings.generation, settings.seed)
-    models = _models(networks, sampler, tokenizer, policy, reward, cost, updater)
-    source = RolloutSource(
-        models,
-        PromptStream(prompts, settings.seed),
-        settings.prompts_per_rollout,
-        algorithm.group_size,
-        settings.generation.max_prompt_tokens,
-        settings.micro_batch_size,
-    )
-    inputs = {"data": data, "policy": policy, "reward": reward} | ({} if cost is None else {"cost": cost})
-    settings_dict = settings.model_dump(mode="json")
-    checkpoints = Checkpoints.of("rl", settings_dict, inputs, model, settings.checkpoint_every)
-    logger.info("rl: %s, %d prompts, %d rollouts", settings.algorithm.name, len(prompts), settings.rollouts)
-    metrics = train(settings, algorithm, source, updater, sampler.generator, checkpoints)
-    card = policy_card(folder_digest(policy), "rl", tokenizer)
-    save_model(networks.policy, tokenizer, model, card, settings=settings_dict, parents=inputs)
-    checkpoints.clear()
-    return metrics
 
 
-def _networks(settings: RLSettings, policy: Path, reward: Path, cost: Path | None) -> PolicyAndValues:
-    """The policy and its critics, as they start."""
-    return PolicyAndValues(
-        with_lora(load_policy(policy), settings.lora),
-        load_scalar(reward),
-        None if cost is None else load_scalar(cost),
-        settings.generation.temperature,
-    )
-
-
-def _models(
-    networks: PolicyAndValues,
-    sampler: NativeSampler,
-    tokenizer: Tokenizer,
-    policy: Path,
-    reward: Path,
-    cost: Path | None,
-    updater: Updater,
-) -> Models:
-    """What rollouts read: the networks, the frozen reference, the sampler and the scorers."""
-    return Models(
-        networks,
-        load_policy(policy),
-        sampler,
-        load_scorer(reward),
-        None if cost is None else load_scorer(cost),
+def _ptx(settings: RLSettings, data: Path, tokenizer: Tokenizer) -> Ptx:
+    demonstrations = DataDir(data).demonstrations("train")
+    if not demonstrations:
+        raise InputError(
+            f"{data}: no demonstrations, and rl.ptx.coef is {settings.ptx.coef}. Give preprocess.demonstrations a "
+            "source, or set rl.ptx.coef to 0."
+        )
+    generation = settings.generation
+    return Ptx(
+        settings.ptx,
+        demonstrations,
         tokenizer,
-        updater.accelerator.autocast,
+        generation.max_prompt_tokens,
+        generation.max_new_tokens,
+        settings.seed,
     )

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from components.artifacts import Metrics
 
+Means = dict[str, tuple[float, float]]
+"""What is worth logging, by name: a sum and how many it is a sum over, so that micro-batches add up exactly."""
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -29,11 +32,11 @@ class Rollout:
     ref_logprobs: Tensor
     """(B, R) under the reference policy."""
     scores: Tensor
-    """(B,) of the reward model, normalised."""
+    """(B,) of the reward scorer."""
     ended: Tensor
     """(B,), true where the policy ended its response."""
     costs: Tensor | None = None
-    """(B,) of the cost model, scaled; above 0 is unsafe."""
+    """(B,) of the cost scorer; above 0 is unsafe."""
     values: Tensor | None = None
     """(B, R) of the reward critic."""
     cost_values: Tensor | None = None
@@ -44,14 +47,16 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the updates need of a rollout; rows of one `unit` stay together."""
+    """What the updates need of a rollout, or of labelled pairs; rows of one `unit` stay together."""
 
     input_ids: Tensor
     attention_mask: Tensor
     mask: Tensor
-    logprobs: Tensor
-    advantages: Tensor
-    """(B, R), zero outside the mask."""
+    logprobs: Tensor | None = None
+    """(B, R) when the batch was sampled; absent for labelled pairs."""
+    ref_logprobs: Tensor | None = None
+    advantages: Tensor | None = None
+    """(B, R) or, where an algorithm weighs whole responses, (B,)."""
     returns: Tensor | None = None
     values: Tensor | None = None
     cost_returns: Tensor | None = None
@@ -59,26 +64,38 @@ class Batch:
     unit: int = 1
     """Consecutive rows that a minibatch must not part."""
     metrics: Metrics = field(default_factory=dict)
+    scatter: list[tuple[float, float]] = field(default_factory=list)
+    """Reward and cost of each response of the rollout, where there are costs."""
+
+    @classmethod
+    def of(cls, rollout: Rollout, **targets: Any) -> Self:
+        """The rollout's rows with what they teach."""
+        return cls(rollout.input_ids, rollout.attention_mask, rollout.mask, rollout.logprobs, **targets)
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by field name."""
+        return {item.name: value for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)}
+
     def rows(self, index: Tensor) -> Self:
         """The batch of these rows."""
-        taken: dict[str, Any] = {
-            item.name: value[index]
-            for item in fields(self)
-            if isinstance(value := getattr(self, item.name), Tensor)
-        }
+        taken: dict[str, Any] = {name: value[index] for name, value in self.tensors().items()}
         return replace(self, **taken)
 
-    def minibatches(self, size: int, generator: torch.Generator) -> Iterator[Self]:
-        """Every row once, in random order of whole units, `size` rows at a time (the last may be smaller)."""
-        units = torch.randperm(len(self) // self.unit, generator=generator)
-        order = (units[:, None] * self.unit + torch.arange(self.unit)).flatten()
+    def plan(self, epochs: int, size: int, seed: int) -> list[Tensor]:
+        """The rows of every update: for each pass every row once, in random order of whole units, `size` at a time.
+
+        It depends on the arguments and the number of rows alone. The last minibatch of a pass may be smaller.
+        """
+        generator = torch.Generator().manual_seed(seed)
         step = max(self.unit, size // self.unit * self.unit)
-        for start in range(0, len(order), step):
-            yield self.rows(order[start : start + step])
+        plan: list[Tensor] = []
+        for _ in range(epochs):
+            units = torch.randperm(len(self) // self.unit, generator=generator)
+            plan += (units[:, None] * self.unit + torch.arange(self.unit)).flatten().split(step)
+        return [rows for rows in plan if len(rows)]
 
     def micro_batches(self, size: int) -> Iterator[Self]:
         """The rows in order, whole units, `size` rows at a time."""
@@ -101,22 +118,15 @@ class Forward:
     """(N, R)"""
 
 
-class Algorithm(Protocol):
-    """Two functions and at most a little state: what a rollout teaches, and how far the weights are from it."""
-
-    group_size: int
-    """Responses sampled per prompt."""
-
-    def targets(self, rollout: Rollout) -> Batch:
-        """What the rollout teaches; no gradient; may drop rows."""
-        ...
+class Learner(Protocol):
+    """How far the weights are from what a batch teaches; all that the loop knows of an algorithm."""
 
     def terms(self, batch: Batch) -> float:
-        """What the summed loss of these rows is divided by (tokens, or sequences)."""
+        """What the summed loss of these rows is divided by (tokens, sequences or pairs)."""
         ...
 
-    def loss(self, batch: Batch, forward: Forward) -> tuple[Tensor, Metrics]:
-        """The loss summed over terms, and sums of what is worth logging, per term."""
+    def loss(self, batch: Batch, forward: Forward) -> tuple[Tensor, Means]:
+        """The loss summed over terms, and what is worth logging."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,4 +135,36 @@ class Algorithm(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+        ...
+
+
+class Algorithm(Learner, Protocol):
+    """A learner from rollouts: it also says what a rollout teaches."""
+
+    group_size: int
+    """Responses sampled per prompt."""
+    rows_per_prompt: int
+    """Rows per prompt that a batch has at most."""
+
+    def targets(self, rollout: Rollout) -> Batch:
+        """What the rollout teaches; no gradient; may drop rows."""
+        ...
+
+
+class Source(Protocol):
+    """Where batches come from: rollouts through the algorithm, or labelled pairs."""
+
+    rows_per_batch: int
+    """Rows that a batch has at most."""
+
+    def batch(self, number: int) -> Batch:
+        """Batch `number` (0-based), from the policy as it is now."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that later batches depend on, besides their numbers and the weights."""
+        ...
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
         ...

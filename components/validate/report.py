@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from components.artifacts import Metrics, write_json
+from components.pages import render
 from components.validate.amounts import Amount
 from components.validate.base_model import BaseModel
 from components.validate.findings import Findings
@@ -35,8 +36,6 @@ class Report:
 
     def write(self, folder: Path) -> Path:
         """Write report.json and report.html to the folder; returns the page's path."""
-        from jinja2 import Environment, StrictUndefined
-
         folder.mkdir(parents=True, exist_ok=True)
         findings = [finding.as_row() for finding in self.findings.listed()]
         content = {
@@ -52,13 +51,8 @@ class Report:
             "metrics": self.metrics,
         }
         write_json(folder / REPORT, content)
-        # Every text on the page comes from data that nobody has vetted: it is escaped.
-        environment = Environment(
-            autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
-        template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
         page = folder / PAGE
-        page.write_text(template.render(content, settings=self.settings.model_dump()), encoding="utf-8")
+        page.write_text(render(_TEMPLATE, **content, settings=self.settings.model_dump()), encoding="utf-8")
         return page
 
 

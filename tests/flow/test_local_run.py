@@ -18,6 +18,7 @@ from components.component import component
 from pipeline import local
 from pipeline.local import Plan
 from pipeline.screen import Screen
+from pipeline.summary import read_alerts
 
 
 @component
@@ -61,6 +62,22 @@ def mistake(model: Input[Model], task: str, raw: Output[Model], metrics: Output[
     from components.launch import launch
 
     launch("demo", {"num_pairs": "many"}, metrics, task, raw=raw)
+
+
+@component
+def alarm(end_well: bool, model: Output[Model], metrics: Output[Metrics]) -> None:
+    from pathlib import Path
+
+    from components import tracking
+
+    folder = Path(metrics.path).parent
+    Path(model.path).mkdir(parents=True)
+    (folder / "report").mkdir()
+    (folder / "report" / "report.html").write_text("<p>")
+    with tracking.track("rl", {}, folder):
+        tracking.log_alert("kl_runaway", 12, "The KL is 31.")
+    assert end_well
+    Path(metrics.path).write_text("{}")
 
 
 @component
@@ -136,6 +153,14 @@ def ending_in(last: Any) -> Plan:
             last(model=model, task=task).set_display_name(task)
 
     return Plan(pipeline, "ending", ("grow", "first", "second"), {})
+
+
+def alarming(end_well: bool) -> Plan:
+    @dsl.pipeline(name="alarming")
+    def pipeline() -> None:
+        alarm(end_well=end_well).set_display_name("rl")
+
+    return Plan(pipeline, "alarming", ("rl",), {})
 
 
 @pytest.fixture
@@ -308,3 +333,31 @@ def test_two_runs_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -
     folders = {RunFolder.create(tmp_path).path for _ in range(20)}
     assert len(folders) == 20
     assert (tmp_path / "latest").resolve() in folders
+
+
+def test_alerts_are_on_the_screen_in_the_table_and_in_the_summary_with_the_way_to_the_report(run: Any) -> None:
+    _, summary, printed, _ = run(alarming(end_well=True))
+    assert summary["steps"][0]["alerts"] == [{"name": "kl_runaway", "update": 12, "message": "The KL is 31."}]
+    lines = printed.splitlines()
+    assert lines.count("rl         alert at 12: kl_runaway: The KL is 31.") == 1
+    assert lines.count("           1 alert: kl_runaway at 12") == 1
+    (report,) = [line.split()[1] for line in lines if line.startswith("  rl ")]
+    assert report.endswith(f"{summary['run_id']}/rl/report/report.html") and Path(report).exists()
+
+    _, again, printed, _ = run(alarming(end_well=True))  # the model in the cache is the one alerted of
+    assert again["steps"][0]["status"] == "cached" and again["steps"][0]["alerts"] == summary["steps"][0]["alerts"]
+    assert "alert at 12" not in printed and "1 alert: kl_runaway at 12" in printed
+
+
+def test_a_step_that_failed_keeps_its_alerts(run: Any) -> None:
+    _, summary, printed, _ = run(alarming(end_well=False))
+    assert summary["steps"][0]["status"] == "failed"
+    assert [alert["update"] for alert in summary["steps"][0]["alerts"]] == [12]
+    assert "1 alert: kl_runaway at 12" in printed
+
+
+def test_a_line_of_alerts_that_was_never_finished_is_left_out(tmp_path: Path) -> None:
+    assert read_alerts(None) == read_alerts(tmp_path) == []
+    whole = json.dumps({"name": "a", "update": 1, "message": "b"})
+    (tmp_path / "alerts.jsonl").write_text(f"{whole}\n{whole[:9]}")
+    assert [alert["name"] for alert in read_alerts(tmp_path)] == ["a"]

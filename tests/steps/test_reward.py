@@ -1,4 +1,4 @@
-"""The reward step end to end: reward and cost models on a tiny task."""
+"""The reward step end to end: reward and cost models on a tiny task, alone and as an ensemble."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +12,8 @@ from components.artifacts import DataDir, ModelCard, read_manifest, verify_manif
 from components.errors import InputError
 from components.generation import Response
 from components.models import load_policy
+from components.outputs import claimed
+from components.reward import members, step
 from components.reward.settings import RewardSettings
 from components.reward.step import run
 from components.scoring import load_scorer
@@ -133,3 +135,120 @@ def test_an_sft_model_without_a_tokenizer_is_an_error(
     load_policy(policy_folder).save_pretrained(tmp_path / "bare")
     with pytest.raises(InputError, match="no tokenizer"):
         run(settings(), data=data_folder, sft=tmp_path / "bare", model=tmp_path / "m")
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def three(settings: Any, quick_training: Any) -> RewardSettings:
+    return settings(members=3, training=quick_training(epochs=3, checkpoint_every=2))
+
+
+@pytest.fixture
+def ensemble(
+    three: RewardSettings, data_folder: Path, policy_folder: Path, tmp_path: Path
+) -> tuple[Path, dict[str, float]]:
+    folder = tmp_path / "run" / "ensemble"
+    return folder, run(three, data=data_folder, sft=policy_folder, model=folder)
+
+
+def test_the_first_member_is_the_model_that_is_trained_alone(
+    settings: Any, ensemble: Any, data_folder: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    folder, metrics = ensemble
+    alone = run(settings(), data=data_folder, sft=policy_folder, model=tmp_path / "alone")
+    assert weights(folder) == weights(tmp_path / "alone")
+    assert ModelCard.read(folder) == ModelCard.read(tmp_path / "alone")
+    assert {name: value for name, value in metrics.items() if name in alone} == alone
+    assert metrics.keys() - alone.keys() == {"eval/ensemble_accuracy", "eval/disagreement"}
+    assert metrics["eval/ensemble_accuracy"] == 1 and metrics["eval/disagreement"] > 0
+    assert not (tmp_path / "alone" / "members").exists()
+
+
+def test_every_member_is_a_complete_model_of_its_own_in_one_manifest(
+    ensemble: Any, data_folder: Path, tmp_path: Path
+) -> None:
+    folder, _ = ensemble
+    further = [folder / "members" / "1", folder / "members" / "2"]
+    assert sorted(folder.glob("members/*")) == further
+    assert len({weights(path) for path in (folder, *further)}) == 3
+    for path in further:
+        better, worse = (scores(path, data_folder, text) for text in ("yes", "no, never"))
+        assert (better > worse).all()
+        assert torch.cat([better, worse]).std().item() == pytest.approx(1, abs=0.3)  # normalised by its own card
+        assert ModelCard.read(path).score_mean not in (0, ModelCard.read(folder).score_mean)
+        assert f"members/{path.name}/model.safetensors" in read_manifest(folder)["files"]
+    verify_manifest(folder)
+    with claimed("reward", folder, "--model"):  # nothing in it is foreign
+        pass
+    (further[1] / "card.json").write_text("{}")
+    with pytest.raises(InputError, match=r"members/2/card\.json"):
+        verify_manifest(folder)
+    assert not list((folder.parent / "checkpoints").iterdir())
+
+
+def test_an_interrupted_ensemble_trains_no_finished_member_again(
+    three: RewardSettings,
+    ensemble: Any,
+    data_folder: Path,
+    policy_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, metrics = ensemble
+    trained: list[int] = []
+    kills, again = [2, 0], tmp_path / "again" / "m"
+
+    def watched(lesson: Any, number: int) -> Any:
+        trained.append(number)
+        if kills[:1] == [number]:
+            raise KeyboardInterrupt(kills.pop(0))
+        return train(lesson, number)
+
+    train = members.train_member
+    for module in (members, step):
+        monkeypatch.setattr(module, "train_member", watched)
+    inputs = {"data": data_folder, "sft": policy_folder, "model": again}
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(three, **inputs)
+    assert trained == [1, 2, 2, 0]
+    (half,) = (again.parent / "checkpoints").glob("reward-2-finished-*/*/tensors.safetensors")
+    half.write_bytes(b"half")  # a damaged one is trained again
+    assert run(three, **inputs) == metrics
+    assert trained[4:] == [2, 0]
+    assert read_manifest(again)["digest"] == read_manifest(folder)["digest"]
+
+
+def test_members_draw_other_pairs_and_keep_the_normalisation_to_the_same(
+    settings: Any, data_folder: Path, policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[list[Any]] = []
+
+    def fit(model: Any, objective: Any, rows: Any, *args: Any, **fields: Any) -> dict[str, float]:
+        fitted.append(list(rows))
+        return {}
+
+    normalised: list[Any] = []
+    monkeypatch.setattr(members, "fit", fit)
+    monkeypatch.setattr(members, "normalization", lambda a, b, pairs, c: normalised.append(pairs) or (0.0, 1.0))
+    run(settings(members=3), data=data_folder, sft=policy_folder, model=tmp_path / "run" / "m")
+    one, two, first = fitted
+    assert len(first) == 24 and len({tuple(pair.chosen) for pair in first}) == 24
+    assert len(one) == len(two) == 24 and one != two
+    assert all(len({tuple(pair.chosen) for pair in rows}) < 24 for rows in (one, two))  # drawn with replacement
+    assert all(pair in first for pair in one + two)
+    assert normalised[0] == normalised[1] == normalised[2]
+
+
+def test_members_trained_with_adapters_are_saved_merged(
+    settings: Any, data_folder: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run" / "m"
+    run(settings(members=2, lora=Lora(rank=4)), data=data_folder, sft=policy_folder, model=folder)
+    for path in (folder, folder / "members" / "1"):
+        better, worse = (scores(path, data_folder, text) for text in ("yes", "no, never"))
+        assert (better > worse).all()
+        assert torch.cat([better, worse]).std().item() == pytest.approx(1, abs=0.4)

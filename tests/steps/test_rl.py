@@ -22,6 +22,7 @@ from components.settings import Compute, Generation, Lora, Optimizer
 from components.sft import step as sft
 from components.sft.settings import SFTSettings
 from components.tokens import load_tokenizer
+from components.tracking import Row
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def settings() -> Callable[..., RLSettings]:
             "micro_batch_size": 2,
             "generation": Generation(max_new_tokens=6, max_prompt_tokens=24),
             "optimizer": Optimizer(lr=1e-3, schedule="constant", warmup=0.0),
-            "critic_lr": 1e-3,
+            "critic_optimizer": Optimizer(lr=1e-3, schedule="constant", warmup=0.0),
             "compute": Compute(dtype="fp32"),
         }
         return RLSettings(**(defaults | fields))
@@ -148,16 +149,22 @@ def test_an_interrupted_run_ends_in_the_same_policy(
     made = settings(algorithm=algorithm, rollouts=4, epochs=2, checkpoint_every=1)
     run(made, **inputs, model=tmp_path / "a" / "m")
 
-    def stop(metrics: dict[str, float], number: int) -> None:
+    def stop(metrics: dict[str, float], number: int) -> Row:
         if number == 3:
             raise KeyboardInterrupt
+        return Row(number, 0.0, metrics)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.tracking, "log_metrics", stop)
         with pytest.raises(KeyboardInterrupt):
             run(made, **inputs, model=tmp_path / "b" / "m")
     logged: list[int] = []
-    monkeypatch.setattr(loop.tracking, "log_metrics", lambda metrics, number: logged.append(number))
+
+    def log_metrics(metrics: dict[str, float], number: int) -> Row:
+        logged.append(number)
+        return Row(number, 0.0, metrics)
+
+    monkeypatch.setattr(loop.tracking, "log_metrics", log_metrics)
     run(made, **inputs, model=tmp_path / "b" / "m")
     assert logged == [3, 4]
     assert verify_manifest(tmp_path / "a" / "m") == verify_manifest(tmp_path / "b" / "m")
@@ -252,7 +259,7 @@ def test_training_is_not_lost_when_the_model_cannot_be_saved(
         with pytest.raises(OSError, match="no space"):
             run(made, **inputs, model=tmp_path / "m")
     assert list((tmp_path / "checkpoints").rglob("tensors.safetensors"))
-    monkeypatch.setattr(loop, "_learn", None)  # nothing is left to learn
+    monkeypatch.setattr(loop._Loop, "_update", None)  # nothing is left to learn
     metrics = run(made, **inputs, model=tmp_path / "m")
     assert "rollout/score" in metrics
     verify_manifest(tmp_path / "m")

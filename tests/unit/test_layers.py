@@ -1,7 +1,9 @@
 """Who may import whom, over the syntax tree of every file, imports inside functions included.
 
-Levels: 0 settings, records, errors · 1 <step>/settings · 2 every other shared file · 3 the rest of a step's
-folder · 4 launch and __main__ · 5 component and <step>/component · 6 pipeline. The standard library is open.
+Levels: 0 settings, records, errors · 1 <step>/settings and rl/algorithm_settings · 2 every other shared file ·
+3 the rest of a step's folder · 4 launch and __main__ · 5 component and <step>/component · 6 pipeline ·
+7 conformance, which asks the steps' mathematics for its results and is itself asked by the command line alone. The
+standard library is open.
 A late import is one that importing the module does not run: inside a function, or for type checkers only.
 """
 
@@ -30,7 +32,7 @@ HEAVY = {
     "pyarrow", "tokenizers", "torch", "transformers",
 }
 NEVER_IN_PIPELINE = {"accelerate", "datasets", "deepspeed", "peft", "tokenizers", "torch", "transformers"}
-RL_ORDER = ["types", "functional", "algorithms", "loop", "step"]
+RL_ORDER = ["types", "functional", "controllers", "algorithms", "loop", "step"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,11 @@ def place(module: str) -> tuple[int, str | None]:
         return 4, None
     if module == "components.component":
         return 5, None
+    if parts[1] == "conformance":
+        return 7, None
     if parts[1] not in STEPS:
         return 2, None
-    return {"settings": 1, "component": 5}.get(".".join(parts[2:]), 3), parts[1]
+    return {"settings": 1, "algorithm_settings": 1, "component": 5}.get(".".join(parts[2:]), 3), parts[1]
 
 
 def is_heavy(target: str) -> bool:
@@ -109,7 +113,7 @@ def outside_objection(module: str, imported: Import) -> str | None:
         return None
     if level <= 1 and top != "pydantic":
         return "settings, records and errors import pydantic and nothing else"
-    if level in (2, 3) and top == "kfp":
+    if level in (2, 3, 7) and top == "kfp":
         return "only components, the launcher and the pipeline know Kubeflow"
     if level == 5 and top != "kfp" and not imported.late:
         return "a component imports kfp and components.component, the rest inside its body"
@@ -124,8 +128,8 @@ def pipeline_objection(target: str, late: bool) -> str | None:
     level, _ = place(target)
     if level in (1, 6) or (level == 5 and target != "components.component") or target in OPEN_TO_PIPELINE:
         return None
-    if target.startswith("components.serving"):
-        return None if late else "the pipeline imports serving inside functions only"
+    if target.startswith(("components.serving", "components.conformance")):
+        return None if late else "the pipeline imports serving and conformance inside functions only"
     return "the pipeline imports a step's component and settings and light shared files only"
 
 
@@ -149,12 +153,14 @@ def inside_objection(module: str, imported: Import) -> str | None:
         return None if allowed else "a component imports components.component, the rest inside its body"
     if level == 3 and target_step and not own:
         return "steps never import steps"
-    allowed_levels = {0: {0}, 1: {0}, 2: {0, 2}, 3: {0, 2} | ({1, 3} if own else set()), 4: {0, 2, 4}}
+    allowed_levels = {0: {0}, 1: {0}, 2: {0, 2}, 3: {0, 2}, 4: {0, 2, 4}, 7: {0, 1, 2, 3, 7}}
+    if own:
+        allowed_levels |= {1: {0, 1}, 3: {0, 1, 2, 3}}
     if target_level not in allowed_levels[level]:
         return f"level {level} does not import level {target_level}"
     rank, target_rank = rl_rank(module), rl_rank(imported.target)
     if rank is not None and target_rank is not None and target_rank > rank:
-        return "in rl, types <- functional <- algorithms <- loop <- step"
+        return "in rl, types <- functional <- controllers <- algorithms <- loop <- step"
     return None
 
 
@@ -278,6 +284,11 @@ KNOWN = {
         ("pipeline/dag.py", "from components.sft import step"),
         ("pipeline/dag.py", "from components.models import load_policy"),
         ("pipeline/cli.py", "from components.serving import app"),
+        ("pipeline/cli.py", "from components.conformance import report"),
+        ("components/rl/loop.py", "from components.conformance.reference import estimates"),
+        ("components/models.py", "def f():\n    from components.conformance import check"),
+        ("components/conformance/ours.py", "from components.sft import step"),
+        ("components/conformance/ours.py", "import kfp"),
         ("components/rl/types.py", "from components.rl.functional import gae"),
         ("components/rl/functional.py", "from .algorithms import ppo"),
         ("components/rl/algorithms/ppo.py", "from ..loop import train"),
@@ -300,6 +311,8 @@ def test_an_import_across_layers_is_objected_to(path: str, source: str) -> None:
         ("components/sft/component.py", "import kfp\ndef sft():\n    from components.launch import launch"),
         ("pipeline/dag.py", "from components.sft import component"),
         ("pipeline/cli.py", "def serve():\n    from components.serving.app import build"),
+        ("pipeline/cli.py", "def conformance():\n    from components.conformance.report import conform"),
+        ("components/conformance/ours.py", "from components.rl.algorithms.ppo import PPO\nimport components.settings"),
         ("components/rl/algorithms/ppo_lag.py", "from . import ppo\nfrom ..types import Batch"),
         ("components/rl/loop.py", "from components.rl.algorithms import ppo"),
     ],

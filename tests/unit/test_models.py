@@ -81,13 +81,13 @@ def test_a_filler_inside_a_prompt_is_a_token_like_any_other(policy: Any) -> None
     eos = 1
     rows = [[10, eos, 11, 12], [eos, 21]]
     ids, mask = pad(rows, eos, side="left")
-    together, _ = response_logprobs(policy, ids, mask, 1)
+    together, _, _ = response_logprobs(policy, ids, mask, 1)
     for place, row in enumerate(rows):
-        alone, _ = response_logprobs(
+        alone, _, _ = response_logprobs(
             policy, torch.tensor([row]), torch.ones(1, len(row), dtype=torch.bool), 1
         )
         torch.testing.assert_close(together[place : place + 1], alone, atol=1e-5, rtol=1e-5)
-    without, _ = response_logprobs(
+    without, _, _ = response_logprobs(
         policy, torch.tensor([[10, 11, 12]]), torch.ones(1, 3, dtype=torch.bool), 1
     )
     assert (without - together[:1]).abs().max() > 1e-3
@@ -101,7 +101,8 @@ def test_response_logprobs_equal_a_naive_softmax_over_the_whole_sequence(
     prompt, response = [10, 11, 12], [40, 41, 42, 43]
     row = prompt + response
     ids, mask = pad([row, [9, *row]], 0, side="left")
-    logprobs, entropy = response_logprobs(policy, ids, mask, len(response), temperature)
+    logprobs, entropy, hidden = response_logprobs(policy, ids, mask, len(response), temperature)
+    assert hidden is None
     naive = (logits(policy, row)[0].double() / temperature).softmax(-1)
     for place, token in enumerate(response):
         distribution = naive[len(prompt) + place - 1]

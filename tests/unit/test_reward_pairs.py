@@ -9,6 +9,8 @@ import torch
 
 from components.models import load_scalar
 from components.records import Message, Preference
+from components.reward.measures import ensemble_metrics, held_out_metrics
+from components.reward.members import normalization
 from components.reward.pairs import (
     Pair,
     PairObjective,
@@ -18,7 +20,6 @@ from components.reward.pairs import (
     ranking_loss,
     score_pairs,
 )
-from components.reward.step import held_out_metrics, normalization
 from components.tokens import encode_response
 
 
@@ -154,6 +155,19 @@ def test_the_calibration_error_by_hand() -> None:
     scores = PairScores(torch.tensor([math.log(3), 0.0]), torch.tensor([0.0, math.log(3)]))
     metrics = held_out_metrics(scores, pairs_with_signs((0, 0), (0, 0)), "reward")
     assert metrics["eval/calibration_error"] == pytest.approx(0.25, abs=1e-6)
+
+
+def test_an_ensembles_metrics_by_hand() -> None:
+    # Pair 1: margins 3 and -1, the mean is right though one member is not. Pair 2: -2 and 2, a tie.
+    members = [
+        PairScores(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 2.0])),
+        PairScores(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 0.0])),
+    ]
+    metrics = ensemble_metrics(members, "reward")
+    assert metrics["eval/ensemble_accuracy"] == (1 + 0.5) / 2
+    assert metrics["eval/disagreement"] == pytest.approx(1.0)  # two members 2 apart deviate by 1 from their mean
+    assert ensemble_metrics(members, "cost")["eval/ensemble_accuracy"] == (0 + 0.5) / 2
+    assert ensemble_metrics([PairScores(torch.zeros(0), torch.zeros(0))] * 2, "reward") == {}
 
 
 @pytest.mark.parametrize("kind", ["reward", "cost"])

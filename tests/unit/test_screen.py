@@ -1,11 +1,13 @@
 """What a run shows."""
 
 import io
+import logging
 
 import pytest
 
+from components import tracking
 from pipeline import screen as screens
-from pipeline.screen import Pace, Screen, Tick, duration, telling
+from pipeline.screen import Pace, Screen, Tick, alerted, duration, telling
 from pipeline.summary import Result
 
 
@@ -54,6 +56,35 @@ def test_the_table_names_every_task_and_how_the_run_ended() -> None:
         "upload     skipped",
         "",
         "rejected in 1:15",
+    ]
+
+
+@pytest.mark.parametrize(
+    "written", ["%(levelname)s %(name)s: %(message)s", "[KFP Executor %(asctime)s %(levelname)s]: %(message)s"]
+)
+def test_an_alert_is_shown_when_it_is_given_and_other_warnings_are_not(
+    written: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    caplog.handler.setFormatter(logging.Formatter(written))
+    tracking.log_alert("kl_runaway", 12, "The KL is 31.")
+    stream = io.StringIO()
+    screen = Screen(stream)
+    screen.started("rl")
+    screen.printed("rl", caplog.text)
+    screen.printed("rl", "WARNING components.training: update 3: gradient norm is nan; the step is skipped\n")
+    assert stream.getvalue().splitlines()[1:] == ["rl         alert at 12: kl_runaway: The KL is 31."]
+
+
+def test_the_table_sums_up_a_tasks_alerts() -> None:
+    alerts = [{"name": name, "update": update, "message": ""} for name, update in (("a", 3), ("b", 4), ("a", 9))]
+    assert alerted(Result("rl", "succeeded", alerts=alerts[:1])) == "1 alert: a at 3"
+    stream = io.StringIO()
+    Screen(stream).table("succeeded", 75, [Result("rl", "succeeded", alerts=alerts), Result("upload", "skipped")])
+    assert stream.getvalue().splitlines()[2:5] == [
+        "rl         succeeded     0.0 s",
+        "           3 alerts: a at 3, b at 4",
+        "upload     skipped",
     ]
 
 

@@ -12,7 +12,11 @@ from components.parsing import parse
 from pipeline.overrides import CONFIGS, resolve
 from pipeline.settings import TASKS, Resources, Settings
 
-CONFIG_NAMES = ("default", "demo", "hh", "ppo", "ppo_lag")
+CONFIG_NAMES = (
+    "async-rlhf-best-of-2", "async-rlhf-online-dpo", "async-rlhf-ppo", "async-rlhf-rloo", "best_of_k", "default",
+    "demo", "dpo", "grpo", "hh", "online_dpo", "ppo", "ppo_lag", "rloo", "safe-rlhf-dpo", "safe-rlhf-ppo",
+    "safe-rlhf-ppo-lag",
+)  # fmt: skip
 
 
 def as_struct(value: Any) -> Any:

@@ -68,6 +68,24 @@ def test_only_a_response_that_ended_carries_the_end_token(tokenizer: Any) -> Non
     assert tokenizer.eos_token_id not in cut
 
 
+@pytest.mark.parametrize("text", ["no <|end|>", "<|assistant|>yes<|user|>", "<|pad|>"])
+def test_what_is_spelt_like_a_special_token_stays_text(tokenizer: Any, text: str) -> None:
+    ids = encode_response(tokenizer, text, ended=False)
+    assert not set(ids) & set(tokenizer.all_special_ids)
+    assert decode_response(tokenizer, ids) == text
+    assert tokenizer.eos_token_id in encode_prompt(tokenizer, TURNS)  # a template's special tokens remain special
+
+
+def test_decoding_changes_no_spaces(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    tidying = load_tokenizer(tmp_path)
+    tidying.clean_up_tokenization_spaces = True
+    tidying.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    text = "so , it is n't ."
+    assert tidying.decode(encode_response(tidying, text, ended=False)) != text
+    assert decode_response(tidying, encode_response(tidying, text)) == text
+
+
 @pytest.mark.parametrize(
     ("max_length", "expected"),
     [

@@ -31,6 +31,7 @@ def test_without_an_address_numbers_go_to_the_file(tmp_path: Path) -> None:
         tracking.log_metrics({"loss/train": 0.5}, 2)
         tracking.log_artifacts(tmp_path)
         assert tracker.run_id is None
+        assert tracking.folder() == tmp_path
     assert [(row["update"], row["loss/train"]) for row in rows(tmp_path)] == [(1, 1.5), (2, 0.5)]
 
 
@@ -38,7 +39,8 @@ def test_outside_a_step_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     tracking.log_metrics({"loss/train": 1.0}, 1)
     tracking.log_artifacts(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    tracking.log_alert("kl_runaway", 1, "The KL is 31.")
+    assert list(tmp_path.iterdir()) == [] and tracking.folder() is None
 
 
 def test_only_the_first_process_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,12 +123,14 @@ def test_a_step_gets_a_run_below_the_pipelines_with_params_numbers_and_reports(
     with track("sft", {"training": {"epochs": 3}}, tmp_path / "task") as tracker:
         tracking.log_metrics({"loss/train": 2.0}, 7)
         tracking.log_artifacts(report)
+        tracking.log_alert("kl_runaway", 7, "The KL is 31.")
         tracker.finish({"loss/train": 1.0, "eval/loss": 3.0})
     client = parent.client
     run = client.get_run(tracker.run_id)
     assert run.data.tags["mlflow.parentRunId"] == parent.run_id
     assert (run.info.run_name, run.info.status) == ("sft", "FINISHED")
     assert run.data.params == {"training.epochs": "3"}
+    assert run.data.tags["alert.kl_runaway"] == "at 7: The KL is 31."
     assert run.data.metrics == {"loss/train": 1.0, "eval/loss": 3.0}
     history = client.get_metric_history(tracker.run_id, "loss/train")
     assert sorted((point.step, point.value) for point in history) == [(7, 1.0), (7, 2.0)]

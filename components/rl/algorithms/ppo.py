@@ -3,95 +3,107 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from components.artifacts import Metrics
 from components.divergence import kl_estimate
+from components.rl.algorithm_settings import PPOSettings
+from components.rl.controllers import KLController
 from components.rl.functional import (
     Total,
     clipped_policy_loss,
     clipped_value_loss,
+    eos_rule,
     gae,
+    loss_terms,
+    loss_weights,
     masked_sum,
     token_rewards,
     whiten,
 )
-from components.rl.settings import PPOSettings
-from components.rl.types import Batch, Forward, Rollout
+from components.rl.types import Batch, Forward, Means, Rollout
 
 
 class PPO:
     """Rewards are -kl_coef * KL per token plus the score at the last token; advantages by GAE."""
 
-    group_size = 1
+    group_size = rows_per_prompt = 1
 
-    def __init__(self, settings: PPOSettings, total: Total) -> None:
+    def __init__(self, settings: PPOSettings, total: Total, max_new_tokens: int) -> None:
         self.settings, self.total = settings, total
+        self.constant = settings.normalization_constant or max_new_tokens
+        self.kl = KLController(settings, total)
 
     def targets(self, rollout: Rollout) -> Batch:
         """Advantages and returns of the reward stream."""
-        batch = self.reward_stream(rollout)
+        batch = self.reward_stream(rollout, self.penalty(rollout))
+        assert batch.advantages is not None
         return replace(batch, advantages=self.scaled(batch.advantages, batch.mask))
 
-    def reward_stream(self, rollout: Rollout) -> Batch:
+    def penalty(self, rollout: Rollout) -> Tensor:
+        """The KL penalty (B, R) of each token; the coefficient moves first, where it has a target."""
+        kl = kl_estimate(rollout.logprobs, rollout.ref_logprobs, self.settings.kl_estimator)
+        self.kl.update(kl, rollout.mask)
+        return self.kl.coef * kl
+
+    def reward_stream(self, rollout: Rollout, penalty: Tensor) -> Batch:
         """Returns, and advantages as GAE gives them."""
         assert rollout.values is not None
         settings = self.settings
-        penalty = settings.kl_coef * kl_estimate(rollout.logprobs, rollout.ref_logprobs, settings.kl_estimator)
-        rewards = token_rewards(shaped_scores(rollout, settings), penalty, rollout.mask)
+        scores = eos_rule(rollout.scores, rollout.ended, settings.missing_eos, settings.missing_eos_penalty)
+        rewards = token_rewards(scores.clamp(-settings.score_clip, settings.score_clip), penalty, rollout.mask)
+        if settings.whiten_rewards:
+            rewards = whiten(rewards, rollout.mask, self.total, shift_mean=False)
         advantages, returns = gae(rewards, rollout.values, rollout.mask, settings.gamma, settings.lam)
-        return Batch(
-            rollout.input_ids,
-            rollout.attention_mask,
-            rollout.mask,
-            rollout.logprobs,
-            advantages=advantages,
-            returns=returns,
-            values=rollout.values,
-            metrics=critic_metrics("value", rollout.values, returns, rollout.mask),
-        )
+        metrics = critic_metrics("value", rollout.values, returns, rollout.mask) | {"policy/kl_coef": self.kl.coef}
+        return Batch.of(rollout, advantages=advantages, returns=returns, values=rollout.values, metrics=metrics)
 
     def terms(self, batch: Batch) -> float:
-        """Response tokens: a token weighs the same in whatever micro-batch it falls."""
-        return float(batch.mask.sum())
+        """Tokens, responses, or responses times the constant: the same for a row in whatever micro-batch it falls."""
+        return loss_terms(batch.mask, self.settings.normalization, self.constant)
 
-    def loss(self, batch: Batch, forward: Forward) -> tuple[Tensor, Metrics]:
-        """The policy's and the critic's loss, summed over response tokens."""
+    def loss(self, batch: Batch, forward: Forward) -> tuple[Tensor, Means]:
+        """The policy's and the critic's loss, summed."""
         assert forward.values is not None and batch.values is not None and batch.returns is not None
+        assert batch.logprobs is not None and batch.advantages is not None
         settings = self.settings
-        policy = clipped_policy_loss(forward.logprobs, batch.logprobs, batch.advantages, batch.mask, settings.clip)
-        value = clipped_value_loss(forward.values, batch.values, batch.returns, batch.mask, settings.value_clip)
-        sums = {
-            "loss/policy": policy.total.item(),
-            "loss/value": value.item(),
-            "policy/clip_fraction": float(policy.clipped),
-            "policy/approx_kl": policy.approx_kl.item(),
-            "policy/ratio": policy.ratio.item(),
-            "policy/entropy": masked_sum(forward.entropy.detach(), batch.mask).item(),
+        weights = loss_weights(batch.mask, settings.normalization)
+        policy = clipped_policy_loss(
+            forward.logprobs,
+            batch.logprobs,
+            batch.advantages,
+            batch.mask,
+            settings.clip,
+            clip_high=settings.clip_high,
+            dual_clip=settings.dual_clip,
+            weights=weights,
+        )
+        entropy = masked_sum(forward.entropy * weights, batch.mask)
+        value = clipped_value_loss(
+            forward.values, batch.values, batch.returns, batch.mask, settings.value_clip, weights
+        )
+        terms, tokens = self.terms(batch), float(batch.mask.sum())
+        means = {
+            "loss/policy": (policy.total.item(), terms),
+            "loss/value": (value.item(), terms),
+            "policy/clip_fraction": (float(policy.clipped), tokens),
+            "policy/approx_kl": (policy.approx_kl.item(), tokens),
+            "policy/ratio": (policy.ratio.item(), tokens),
+            "policy/entropy": (masked_sum(forward.entropy.detach(), batch.mask).item(), tokens),
         }
-        return policy.total + settings.value_coef * value, sums
+        return policy.total - settings.entropy_coef * entropy + settings.value_coef * value, means
 
     def scaled(self, advantages: Tensor, mask: Tensor) -> Tensor:
         """Advantages whitened over the global batch, if the settings say so."""
         return whiten(advantages, mask, self.total) if self.settings.whiten_advantages else advantages
 
     def state_dict(self) -> dict[str, Any]:
-        """PPO has no state of its own."""
-        return {}
+        """The KL coefficient."""
+        return self.kl.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to take back."""
-
-
-def shaped_scores(rollout: Rollout, settings: PPOSettings) -> Tensor:
-    """Scores (B,) after the missing-EOS rule, clamped; the KL is added later and never clamped."""
-    scores, penalty = rollout.scores, settings.missing_eos_penalty
-    if settings.missing_eos == "penalty":
-        scores = torch.where(rollout.ended, scores, scores - penalty)
-    elif settings.missing_eos == "replace":
-        scores = torch.where(rollout.ended, scores, torch.full_like(scores, -penalty))
-    return scores.clamp(-settings.score_clip, settings.score_clip)
+        """Take back what `state_dict` gave."""
+        self.kl.load_state_dict(state)
 
 
 def critic_metrics(name: str, values: Tensor, returns: Tensor, mask: Tensor) -> Metrics:

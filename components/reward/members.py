@@ -1,0 +1,130 @@
+"""Training of one scalar model, and of further ones for an ensemble.
+
+The first model sees every pair once per epoch. Each further one sees a bootstrap resample of as many pairs, drawn
+with replacement, in another order (Breiman 1996, "Bagging Predictors"): what the pairs leave open, such models fill
+in differently, so that they disagree where the pairs do not settle a score. Another order alone would vary them less:
+all start from the same backbone with a head at zero.
+"""
+
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components.artifacts import Metrics, ModelCard, folder_digest
+from components.checkpoints import Checkpoints
+from components.models import ScalarModel, merged, scalar_from_policy, with_lora
+from components.reward.measures import held_out_metrics
+from components.reward.pairs import Pair, PairObjective, score_pairs
+from components.reward.settings import RewardSettings
+from components.tokens import Tokenizer, template_digest
+from components.training import fit
+
+logger = logging.getLogger(__name__)
+
+STRIDE = 1_000_003
+"""Between the seeds of two members; none meets a seed that an epoch takes."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What every member learns, and from what."""
+
+    settings: RewardSettings
+    objective: PairObjective
+    train: Sequence[Pair]
+    test: Sequence[Pair]
+    tokenizer: Tokenizer
+    inputs: Mapping[str, Path]
+    """data and sft."""
+    output: Path
+
+    def checkpoints(self, number: int, finished: bool = False) -> Checkpoints:
+        """Those of a member's training, or the one that holds it `finished`."""
+        training = self.settings.training
+        name = "-".join([self.settings.kind, *([str(number)] if number else []), *(["finished"] if finished else [])])
+        plain = self.settings.model_dump(mode="json")
+        return Checkpoints.of(
+            name, plain, self.inputs, self.output, training.checkpoint_every, training.keep_checkpoints
+        )
+
+    def card(self, mean: float, std: float) -> ModelCard:
+        """The card of a member with this normalisation."""
+        kind, base = self.settings.kind, folder_digest(self.inputs["sft"])
+        return ModelCard(kind, base, kind, template_digest(self.tokenizer), mean, std)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained scalar model, adapters merged, in Hugging Face's form."""
+
+    model: Any
+    card: ModelCard
+    metrics: Metrics
+
+
+def train_member(lesson: Lesson, number: int) -> Trained:
+    """Member `number` (0 is the first), with its held-out metrics and its normalisation."""
+    settings, objective = lesson.settings, lesson.objective
+    seed = settings.seed + STRIDE * number
+    torch.manual_seed(seed)
+    scalar = scalar_from_policy(lesson.inputs["sft"])
+    scalar.model = with_lora(scalar.model, settings.lora, task_type="SEQ_CLS")
+    budget = settings.training.batch_tokens
+    metrics = fit(
+        scalar,
+        objective,
+        lesson.train if number == 0 else random.Random(seed).choices(lesson.train, k=len(lesson.train)),
+        settings.training,
+        seed=seed,
+        label=settings.kind if number == 0 else f"{settings.kind} member {number}",
+        evaluate=lambda: held_out_metrics(
+            score_pairs(scalar, objective, lesson.test, budget), lesson.test, settings.kind
+        ),
+        checkpoints=lesson.checkpoints(number),
+    )
+    some = random.Random(settings.seed).sample(lesson.train, min(settings.normalization_pairs, len(lesson.train)))
+    mean, std = normalization(scalar, objective, some, budget) if settings.normalize else (0.0, 1.0)
+    return Trained(merged(scalar.model), lesson.card(mean, std), metrics | {"score/mean": mean, "score/std": std})
+
+
+def finish_member(lesson: Lesson, number: int) -> None:
+    """Leave a checkpoint with member `number` as it is when trained, unless an interrupted run has left it already.
+
+    Its weights and its normalisation, and nothing of the optimiser, so that all members together take little room.
+    """
+    finished = lesson.checkpoints(number, finished=True)
+    if finished.latest():
+        logger.info("%s: member %d is trained already", lesson.settings.kind, number)
+        return
+    logger.info("%s: member %d of %d further ones", lesson.settings.kind, number, lesson.settings.members - 1)
+    trained = train_member(lesson, number)
+    weights = dict(trained.model.named_parameters())
+    finished.save(1, weights, {"mean": trained.card.score_mean, "std": trained.card.score_std})
+    lesson.checkpoints(number).clear()
+
+
+def finished_members(lesson: Lesson) -> Iterator[tuple[Any, ModelCard]]:
+    """Every further member with its card, in order, read from its checkpoint when it is asked for."""
+    for number in range(1, lesson.settings.members):
+        checkpoint = lesson.checkpoints(number, finished=True).latest()
+        assert checkpoint is not None, "finish_member comes first"
+        model = scalar_from_policy(lesson.inputs["sft"]).model
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(checkpoint.tensors[name])
+        yield model, lesson.card(checkpoint.values["mean"], checkpoint.values["std"])
+
+
+def normalization(
+    scalar: ScalarModel, objective: PairObjective, pairs: Sequence[Pair], batch_tokens: int
+) -> tuple[float, float]:
+    """Mean and standard deviation of raw training scores; the mean is 0 for costs, whose zero means something."""
+    scores = score_pairs(scalar, objective, pairs, batch_tokens)
+    both = torch.cat([scores.chosen, scores.rejected])
+    mean = float(both.mean()) if objective.kind == "reward" else 0.0
+    return mean, max(float(both.std()), 1e-8)

@@ -1,0 +1,118 @@
+"""What a run is put together from: networks, reference, and the source of batches."""
+
+import math
+from pathlib import Path
+
+from components.artifacts import DataDir
+from components.errors import InputError
+from components.generation.native import NativeSampler
+from components.models import ScalarModel, device, load_policy, load_scalar, scalar_from_policy, with_lora
+from components.rl.algorithm_settings import DPOSettings
+from components.rl.algorithms.dpo import DPO
+from components.rl.networks import Networks, SharedHead
+from components.rl.pairs import PairSource, encode_pairs
+from components.rl.reference import AdapterOff, FrozenReference, Reference
+from components.rl.rollout import Models, RolloutSource
+from components.rl.settings import RLSettings
+from components.rl.stream import Stream
+from components.rl.types import Algorithm, Source
+from components.scoring import build_scorer
+from components.tokens import Tokenizer, load_tokenizer
+
+
+def build_networks(settings: RLSettings, policy: Path, reward: Path | None, cost: Path | None) -> Networks:
+    """The policy and its critics, as they start: from the scalar models, or as heads on the policy.
+
+    Where scores come from elsewhere and there is no scalar model, the critic starts from the policy.
+    Labelled pairs were sampled at no temperature: dpo compares plain log-probabilities. Raises InputError when a
+    critic would read the policy's tokens by another vocabulary.
+    """
+    model = with_lora(load_policy(policy), settings.lora)
+    folders = {"value": reward, "cost_value": cost}
+    temperature = 1.0 if isinstance(settings.algorithm, DPOSettings) else settings.generation.temperature
+
+    def critic(name: str) -> ScalarModel | SharedHead | None:
+        if name not in settings.critics:
+            return None
+        if settings.share_backbone:
+            return SharedHead(model.config.hidden_size).to(device())
+        folder = folders[name]
+        if folder is None:
+            return scalar_from_policy(policy)
+        _check_vocabulary(policy, folder)
+        return load_scalar(folder)
+
+    return Networks(model, critic("value"), critic("cost_value"), temperature)
+
+
+def _check_vocabulary(policy: Path, scalar: Path) -> None:
+    if load_tokenizer(policy).get_vocab() != load_tokenizer(scalar).get_vocab():
+        raise InputError(
+            f"{scalar}: its vocabulary is not that of the policy in {policy}, whose tokens the critic that starts from "
+            "it would read. Train it from the policy's own base, set rl.share_backbone to true, or take an algorithm "
+            "without a critic."
+        )
+
+
+def build_reference(settings: RLSettings, networks: Networks, policy: Path) -> Reference:
+    """The policy as it started: with adapters, the policy without them; else a copy."""
+    if settings.lora.rank:
+        return AdapterOff(networks.policy, settings.compute.dtype)
+    return FrozenReference(load_policy(policy), settings.compute.dtype)
+
+
+def build_source(
+    settings: RLSettings,
+    algorithm: Algorithm | DPO,
+    networks: Networks,
+    tokenizer: Tokenizer,
+    data: Path,
+    policy: Path,
+    reward: Path | None,
+    cost: Path | None,
+) -> tuple[Source, int]:
+    """Where batches come from, and how many there are to be.
+
+    Raises InputError when there are no training prompts (for dpo, no training pairs).
+    """
+    reference = build_reference(settings, networks, policy)
+    source: PairSource | RolloutSource
+    if isinstance(settings.algorithm, DPOSettings):
+        source = _pair_source(settings, settings.algorithm, reference, tokenizer, data)
+    else:
+        assert not isinstance(algorithm, DPO)
+        generation = settings.generation
+        sampler = NativeSampler(networks.policy, tokenizer.eos_token_id, generation, settings.seed)
+        models = Models(
+            networks,
+            reference,
+            sampler,
+            build_scorer(settings.reward_scorer, reward, "reward"),
+            build_scorer(settings.cost_scorer, cost, "cost") if "cost" in settings.teachers else None,
+            tokenizer,
+            settings.compute.dtype,
+        )
+        prompts = [row.prompt for row in DataDir(data).prompts("train")]
+        if not prompts:
+            raise InputError(f"{data}: no training prompts; give preprocess.prompts a source.")
+        stream = Stream(prompts, settings.seed)
+        size, micro = settings.prompts_per_rollout, settings.micro_batch_size
+        source = RolloutSource(models, algorithm, stream, size, generation.max_prompt_tokens, micro)
+    rows = len(source.stream.rows)
+    passes = settings.passes
+    return source, settings.rollouts if passes is None else math.ceil(passes * rows / settings.prompts_per_rollout)
+
+
+def _pair_source(
+    settings: RLSettings, algorithm: DPOSettings, reference: Reference, tokenizer: Tokenizer, data: Path
+) -> PairSource:
+    rows = [row for row in DataDir(data).preferences("train") if row.dimension in algorithm.dimensions]
+    if not rows:
+        raise InputError(
+            f"{data}: no training pairs of rl.algorithm.dimensions [{', '.join(algorithm.dimensions)}]. Give "
+            "preprocess.preferences a source with that dimension, or name one the data has."
+        )
+    generation = settings.generation
+    pairs = encode_pairs(rows, tokenizer, generation.max_prompt_tokens, generation.max_new_tokens)
+    stream = Stream(pairs, settings.seed)
+    return PairSource(stream, reference, tokenizer, settings.prompts_per_rollout, settings.micro_batch_size)

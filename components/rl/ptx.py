@@ -1,0 +1,60 @@
+"""The SFT loss mixed into every update (PTX), against forgetting what the demonstrations taught."""
+
+from collections.abc import Sequence
+
+import torch
+
+from components.artifacts import Metrics
+from components.models import device
+from components.records import Demonstration
+from components.rl.functional import masked_sum
+from components.rl.settings import PtxSettings
+from components.rl.stream import Stream
+from components.rl.types import Forward
+from components.tokens import Tokenizer, encode_prompt, encode_response, pad
+from components.updates import Updater, total
+
+
+class Ptx:
+    """Adds coef * mean token loss of some demonstrations to the gradient of an update (Ouyang et al. 2022, eq. 2).
+
+    Which demonstrations an update gets depends on its number and the seed alone. The gradients are summed before
+    they are clipped, so the mixed-in loss belongs to the update and makes no step of its own.
+    """
+
+    def __init__(
+        self,
+        settings: PtxSettings,
+        demonstrations: Sequence[Demonstration],
+        tokenizer: Tokenizer,
+        max_prompt: int,
+        max_response: int,
+        seed: int,
+    ) -> None:
+        self.settings, self.filler = settings, tokenizer.eos_token_id
+        rows = [
+            (
+                encode_prompt(tokenizer, row.prompt)[-max_prompt:],
+                encode_response(tokenizer, row.response)[:max_response],
+            )
+            for row in demonstrations
+        ]
+        self.stream = Stream(rows, seed)
+
+    def backward(self, updater: Updater) -> Metrics:
+        """Add the gradient for the update at hand."""
+        rows = self.stream.batch(updater.update, self.settings.batch_size)
+        prompt_ids, prompt_mask = pad([prompt for prompt, _ in rows], self.filler, side="left")
+        ids, mask = pad([response for _, response in rows], self.filler)
+        mask = mask.to(device())
+        forward: Forward = updater.model(
+            torch.cat([prompt_ids, ids], dim=1).to(device()),
+            torch.cat([prompt_mask.to(device()), mask], dim=1),
+            mask.shape[1],
+            temperature=1.0,
+            critics=False,
+        )
+        loss = -masked_sum(forward.logprobs, mask)
+        tokens = float(total(mask.sum().float()))
+        updater.backward(self.settings.coef * loss, tokens)
+        return {"loss/ptx": loss.item() / float(mask.sum())}

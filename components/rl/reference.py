@@ -1,0 +1,51 @@
+"""The reference policy: a frozen copy, or the trained policy with its adapters switched off."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from components.models import autocast, response_logprobs
+from components.rl.networks import in_parts
+
+
+class Reference(Protocol):
+    """Where log-probabilities are compared with."""
+
+    def logprobs(
+        self, input_ids: Tensor, attention_mask: Tensor, response_length: int, temperature: float, micro: int
+    ) -> Tensor:
+        """Log-probabilities (B, R) of the last `response_length` tokens, `micro` rows at a time, no gradient."""
+        ...
+
+
+class FrozenReference:
+    """A model that nothing trains."""
+
+    def __init__(self, model: Any, dtype: str) -> None:
+        self.model, self.dtype = model, dtype
+
+    def logprobs(
+        self, input_ids: Tensor, attention_mask: Tensor, response_length: int, temperature: float, micro: int
+    ) -> Tensor:
+        """Log-probabilities (B, R), in the arithmetic of training: policy and reference must not differ by dtype."""
+
+        def read(ids: Tensor, mask: Tensor) -> Tensor:
+            return response_logprobs(self.model, ids, mask, response_length, temperature)[0]
+
+        with autocast(self.dtype):
+            return torch.cat(in_parts(read, micro, input_ids, attention_mask))
+
+
+class AdapterOff:
+    """The policy without its adapters, which are back as soon as it has been read."""
+
+    def __init__(self, policy: Any, dtype: str) -> None:
+        self.policy, self.inner = policy, FrozenReference(policy, dtype)
+
+    def logprobs(
+        self, input_ids: Tensor, attention_mask: Tensor, response_length: int, temperature: float, micro: int
+    ) -> Tensor:
+        """Log-probabilities (B, R) of the weights that the adapters were put on."""
+        with self.policy.disable_adapter():
+            return self.inner.logprobs(input_ids, attention_mask, response_length, temperature, micro)
