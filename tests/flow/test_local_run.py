@@ -299,9 +299,9 @@ def test_a_step_that_sigterm_stops_keeps_a_checkpoint_and_the_same_command_conti
     assert code == 143 and complaint.startswith("stopped: the same command continues")
     failed = next(name for name, status in statuses(summary).items() if status == "failed")
     record = json.loads((tmp_path / "runs" / "latest" / "steps" / f"{failed}.json").read_text())
-    assert record["status"] == "stopped" and "after its checkpoint" in record["error"]
+    assert record["status"] == "stopped" and record["error"].startswith("stopped by SIGTERM; ")
     log = (tmp_path / "runs" / "latest" / "log.txt").read_text()
-    assert f"{failed}: stopped by SIGTERM after its checkpoint" in log  # what it said at the end is read too
+    assert f"{failed}: stopped by SIGTERM; the same command continues" in log  # what it said at the end is read too
     assert run(ending_in(train))[0] == 0
 
 

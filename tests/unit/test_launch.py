@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from components.__main__ import main
 from components.errors import InputError, TrainingFailure
 from components.launch import launch, path_parameters, run_step, settings_class, step_function
+from components.mlflow_run import MlflowRun
 from components.termination import Terminated
 
 SMALL = {"num_corpus": 20, "num_demonstrations": 20, "num_pairs": 20, "num_prompts": 20, "num_test_prompts": 20}
@@ -82,6 +84,29 @@ def test_a_full_or_unwritable_disk_is_one_message(number: int, tmp_path: Path, m
         run_step("demo", {}, {"raw": tmp_path / "raw"}, metrics_file=tmp_path / "metrics", task="demo")
 
 
+def test_sigterm_outside_training_ends_a_step_at_once_and_closes_what_is_tracked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, ended = [], []
+
+    class Noted(MlflowRun):
+        def log_params(self, settings: Any) -> None: ...
+        def end(self, status: str) -> None:
+            ended.append(status)
+
+    def save(settings: Any, *, raw: Path) -> dict[str, float]:
+        reached.append("begun")
+        os.kill(os.getpid(), signal.SIGTERM)
+        reached.append("done")
+        return {}
+
+    monkeypatch.setattr("components.tracking._step_run", lambda name: Noted(None, "r", "e"))
+    monkeypatch.setattr("components.demo.step.run", save)
+    with pytest.raises(Terminated):
+        run_step("demo", {}, {"raw": tmp_path / "raw"}, metrics_file=tmp_path / "metrics", task="demo")
+    assert (reached, ended) == (["begun"], ["KILLED"])
+
+
 def test_another_error_of_the_system_is_no_persons_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(settings: Any, *, raw: Path) -> dict[str, float]:
         raise ChildProcessError(errno.ECHILD, "no child")
@@ -91,7 +116,7 @@ def test_another_error_of_the_system_is_no_persons_mistake(tmp_path: Path, monke
         run_step("demo", {}, {"raw": tmp_path / "raw"}, metrics_file=tmp_path / "metrics", task="demo")
 
 
-STOPPED = "stopped by SIGTERM after its checkpoint; the same command continues from there."
+STOPPED = "stopped by SIGTERM; the same command continues from the newest checkpoint, where there is one."
 
 
 @pytest.mark.parametrize(

@@ -57,17 +57,20 @@ def test_a_step_that_runs_again_starts_its_file_anew(tmp_path: Path) -> None:
     assert [row["loss/train"] for row in rows(tmp_path)] == [2.0]
 
 
-def test_the_rows_of_a_checkpoint_replace_what_was_logged(tmp_path: Path) -> None:
+def test_the_rows_of_a_checkpoint_come_back_in_place_of_what_was_logged(tmp_path: Path) -> None:
     with track("sft", {}, tmp_path):
         kept = [tracking.log_metrics({"loss/train": 1.0 / 3}, 1), tracking.log_metrics({"loss/train": math.nan}, 2)]
         before = (tmp_path / "metrics.jsonl").read_text()
         tracking.log_metrics({"loss/train": 7.0}, 3)  # of an update that was lost
-        kept = [tracking.Row(*row) for row in json.loads(json.dumps(kept))]  # as a checkpoint brings them back
+    kept = [tracking.Row(*row) for row in json.loads(json.dumps(kept))]  # as a checkpoint brings them back
+    with track("sft", {}, tmp_path):
         tracking.replay(kept)
         assert (tmp_path / "metrics.jsonl").read_text() == before
-        tracking.log_metrics({"loss/train": 8.0}, 3)
+        last = tracking.log_metrics({"loss/train": 8.0}, 3)
+        assert tracking.history() == [*kept, last]
     assert [row["loss/train"] for row in rows(tmp_path)][-1] == 8.0 and len(rows(tmp_path)) == 3
     tracking.replay(kept)  # outside a step: nothing
+    assert tracking.history() == []
 
 
 def test_a_step_that_is_stopped_is_killed_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
