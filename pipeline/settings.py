@@ -127,6 +127,9 @@ class Settings(Group):
     """Where it is served."""
     infer: InferSettings = InferSettings()
     """The prompts answered with the deployed model."""
+    checkpoints: str | None = Field(None, min_length=1)
+    """Where training keeps its checkpoints, so that a task that is tried again continues: a gs:// address, or a folder
+    that every attempt sees. Absent, a local run keeps them beside its runs, a cluster's task beside its output."""
     resources: Resources = Resources()
     """What each task asks of the cluster."""
     images: Images = Images()

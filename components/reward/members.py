@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from components import tracking
 from components.artifacts import Metrics, ModelCard, folder_digest
 from components.checkpoints import Checkpoints
 from components.models import ScalarModel, merged, scalar_from_policy, with_lora
@@ -96,16 +97,21 @@ def train_member(lesson: Lesson, number: int) -> Trained:
 def finish_member(lesson: Lesson, number: int) -> None:
     """Leave a checkpoint with member `number` as it is when trained, unless an interrupted run has left it already.
 
-    Its weights and its normalisation, and nothing of the optimiser, so that all members together take little room.
+    Its weights, its normalisation and the metrics of its updates, and nothing of the optimiser, so that all members
+    together take little room.
     """
     finished = lesson.checkpoints(number, finished=True)
-    if finished.latest():
+    if checkpoint := finished.latest():
         logger.info("%s: member %d is trained already", lesson.settings.kind, number)
+        tracking.replay([tracking.Row(*row) for row in checkpoint.values["history"]])
+        lesson.checkpoints(number).clear()
         return
     logger.info("%s: member %d of %d further ones", lesson.settings.kind, number, lesson.settings.members - 1)
+    before = len(tracking.history())
     trained = train_member(lesson, number)
     weights = dict(trained.model.named_parameters())
-    finished.save(1, weights, {"mean": trained.card.score_mean, "std": trained.card.score_std})
+    values = {"mean": trained.card.score_mean, "std": trained.card.score_std, "history": tracking.history()[before:]}
+    finished.save(1, weights, values)
     lesson.checkpoints(number).clear()
 
 
