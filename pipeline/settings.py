@@ -175,6 +175,17 @@ class Settings(Group):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _ensembles(self) -> Self:
+        """A scorer that wants several models finds several."""
+        for task, scorer in (("reward", self.rl.reward_scorer), ("cost", self.rl.cost_scorer)):
+            if scorer.kind == "ensemble" and getattr(self, task).members < 2:
+                raise ValueError(
+                    f"rl.{task}_scorer.kind is ensemble; {task}.members is {getattr(self, task).members}. Set it to 2 "
+                    "or more, so that there are models to disagree."
+                )
+        return self
+
     def tasks(self) -> tuple[str, ...]:
         """The tasks of the pipeline these settings describe, in order."""
         absent = {"demo"} if self.demo is None else set()

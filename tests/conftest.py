@@ -29,6 +29,7 @@ from components.launch import launch
 from components.models import ScalarModel, policy_card, save_model, scalar_from_policy
 from components.records import Conversation, Demonstration, Message, Preference, Prompt
 from components.rl import algorithms
+from components.rl.alerts import rl_monitor
 from components.rl.algorithm_settings import AlgorithmSettings
 from components.rl.algorithms.dpo import DPO
 from components.rl.loop import num_updates, train
@@ -221,7 +222,8 @@ class Bandit:
         updates = num_updates(settings, settings.rollouts, source.rows_per_batch)
         updater = Updater(networks, settings.optimizer, settings.compute, updates, own)
         checkpoints = Checkpoints(Path("unused"), 0)
-        course = train(settings, settings.rollouts, algorithm, source, updater, [], checkpoints)
+        monitor = rl_monitor(settings.alerts, settings.compute.dtype, settings.algorithm)
+        course = train(settings, settings.rollouts, algorithm, source, updater, [], monitor, checkpoints)
         return course.history[-1].metrics | self._probabilities(networks.policy)
 
     def settings(self, algorithm: AlgorithmSettings, **fields: Any) -> RLSettings:

@@ -15,7 +15,7 @@ from components.errors import InputError
 from components.generation import Response, respond
 from components.infer.prompts import read_prompts
 from components.infer.settings import InferSettings
-from components.models import load_policy
+from components.models import load_policy, serving_dtype
 from components.records import Conversation, Prompt
 from components.release import Deployment, Release
 from components.scoring import load_scorer
@@ -47,7 +47,8 @@ def run(
     with _deployed(Release.read(release), Deployment.read(deployment)) as (folder, digest):
         tokenizer = _tokenizer(folder)
         logger.info("infer: %d prompts, model %s in %s", len(prompts), digest, folder)
-        answers = respond(load_policy(folder), tokenizer, conversations, settings.generation, settings.seed)
+        model = load_policy(folder, serving_dtype())
+        answers = respond(model, tokenizer, conversations, settings.generation, settings.seed)
     scores = _scores({"reward": reward, "cost": cost}, conversations, answers)
     _write(responses / RESPONSES, prompts, answers, scores, digest)
     parents = {"data": data, "release": release, "deployment": deployment, "reward": reward}

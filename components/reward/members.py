@@ -87,6 +87,7 @@ def train_member(lesson: Lesson, number: int) -> Trained:
             score_pairs(scalar, objective, lesson.test, budget), lesson.test, settings.kind
         ),
         checkpoints=lesson.checkpoints(number),
+        prefix=f"member_{number}/" if number else "",
     )
     some = random.Random(settings.seed).sample(lesson.train, min(settings.normalization_pairs, len(lesson.train)))
     mean, std = normalization(scalar, objective, some, budget) if settings.normalize else (0.0, 1.0)
