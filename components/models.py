@@ -218,7 +218,10 @@ def _architectures(folder: Path) -> list[str]:
 
 
 def _write(model: Any, tokenizer: Tokenizer, folder: Path, card: ModelCard) -> None:
-    merged(model).save_pretrained(str(folder), safe_serialization=True)
+    try:
+        merged(model).save_pretrained(str(folder), safe_serialization=True)
+    except SafetensorError as error:  # what its writer makes of a full disk
+        raise InputError(f"{folder}: the model cannot be written: {error}. Make room there and start again.") from error
     tokenizer.save_pretrained(str(folder))
     card.write(folder)
 

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,10 +29,17 @@ from components.launch import launch
 from components.models import ScalarModel, policy_card, save_model, scalar_from_policy
 from components.records import Conversation, Demonstration, Message, Preference, Prompt
 from components.rl import algorithms
+from components.rl.alerts import rl_monitor
+from components.rl.algorithm_settings import AlgorithmSettings
+from components.rl.algorithms.dpo import DPO
 from components.rl.loop import num_updates, train
-from components.rl.networks import PolicyAndValues
-from components.rl.rollout import Models, PromptStream, RolloutSource
-from components.rl.settings import PPOSettings, RLSettings
+from components.rl.networks import Networks
+from components.rl.pairs import PairSource, encode_pairs
+from components.rl.reference import FrozenReference, Reference
+from components.rl.rollout import Models, RolloutSource
+from components.rl.settings import RLSettings
+from components.rl.stream import Stream
+from components.rl.types import Source
 from components.settings import Compute, Generation, Optimizer, StepSettings, Training
 from components.tokens import encode_prompt, load_tokenizer, template_digest
 from components.updates import Updater
@@ -162,6 +170,7 @@ class WordScorer:
 
     def __init__(self, scores: dict[str, float], sign: float = 1.0) -> None:
         self.scores, self.sign = scores, sign
+        self.metrics: dict[str, float] = {}
 
     def score(self, prompts: Sequence[Conversation], responses: Sequence[Response]) -> Tensor:
         """Scores (B,)."""
@@ -197,44 +206,53 @@ class Bandit:
     ) -> dict[str, float]:
         """The probability of each first word after learning, under "p/<word>", and the last metrics."""
         torch.manual_seed(settings.seed)
-        algorithm = algorithms.build(settings.algorithm, lambda tensor: tensor)
-        critics = [self._critic(), None if cost is None else self._critic()]
-        networks = PolicyAndValues(self._network("LlamaForCausalLM"), critics[0], critics[1], 1.0)
-        reference = copy.deepcopy(networks.policy)
-        critic = settings.optimizer.model_copy(update={"lr": settings.critic_lr})
-        critics_too = {"value": critic, "cost_value": critic}
-        updater = Updater(networks, settings.optimizer, settings.compute, num_updates(settings, 1), critics_too)
-        sampler = NativeSampler(
-            networks.policy, self.tokenizer.eos_token_id, settings.generation, settings.seed
-        )
-        models = Models(networks, reference, sampler, reward, cost, self.tokenizer, updater.accelerator.autocast)
-        source = RolloutSource(
-            models,
-            PromptStream(self.prompts, 0),
-            settings.prompts_per_rollout,
-            1,
-            8,
-            settings.micro_batch_size,
-        )
-        metrics = train(
-            settings, algorithm, source, updater, sampler.generator, Checkpoints(Path("unused"), 0)
-        )
-        return metrics | self._probabilities(networks.policy)
+        algorithm = algorithms.build(settings.algorithm, lambda tensor: tensor, settings.generation.max_new_tokens)
+        critics = [self._critic() if name in settings.critics else None for name in ("value", "cost_value")]
+        networks = Networks(self._network("LlamaForCausalLM"), critics[0], critics[1], 1.0)
+        reference = FrozenReference(copy.deepcopy(networks.policy), settings.compute.dtype)
+        source: Source
+        if isinstance(algorithm, DPO):
+            source = self._pairs(settings, reward, reference)
+        else:
+            sampler = NativeSampler(networks.policy, self.tokenizer.eos_token_id, settings.generation, settings.seed)
+            models = Models(networks, reference, sampler, reward, cost, self.tokenizer, settings.compute.dtype)
+            size, micro = settings.prompts_per_rollout, settings.micro_batch_size
+            source = RolloutSource(models, algorithm, Stream(self.prompts, 0), size, 8, micro)
+        own = dict.fromkeys(("value", "cost_value"), settings.critic_optimizer)
+        updates = num_updates(settings, settings.rollouts, source.rows_per_batch)
+        updater = Updater(networks, settings.optimizer, settings.compute, updates, own)
+        checkpoints = Checkpoints(Path("unused"), 0)
+        monitor = rl_monitor(settings.alerts, settings.compute.dtype, settings.algorithm)
+        course = train(settings, settings.rollouts, algorithm, source, updater, [], monitor, checkpoints)
+        return course.history[-1].metrics | self._probabilities(networks.policy)
 
-    def settings(self, algorithm: PPOSettings, **fields: Any) -> RLSettings:
+    def settings(self, algorithm: AlgorithmSettings, **fields: Any) -> RLSettings:
         """Settings under which the problem is learned in a second or two."""
+        quick = Optimizer(lr=0.01, schedule="constant", warmup=0.0)
         defaults: dict[str, Any] = {
             "algorithm": algorithm,
             "rollouts": 30,
-            "prompts_per_rollout": 64,
+            "prompts_per_rollout": 64 // getattr(algorithm, "group_size", 1),
             "minibatch_size": 32,
             "micro_batch_size": 32,
             "generation": Generation(max_new_tokens=2),
-            "optimizer": Optimizer(lr=0.01, schedule="constant", warmup=0.0),
-            "critic_lr": 0.01,
+            "optimizer": quick,
+            "critic_optimizer": quick,
             "compute": Compute(dtype="fp32"),
         }
         return RLSettings(**(defaults | fields))
+
+    def _pairs(self, settings: RLSettings, reward: WordScorer, reference: Reference) -> PairSource:
+        """Every two words of which one scores higher, as people would have labelled them."""
+        scores = {word: reward.sign * reward.scores.get(word, 0.0) for word in self.words}
+        rows = [
+            Preference(f"{better}{worse}", self.prompts[0], better, worse, "helpful", None, None, "made")
+            for better, worse in permutations(self.words, 2)
+            if scores[better] > scores[worse]
+        ]
+        stream = Stream(encode_pairs(rows, self.tokenizer, 8, settings.generation.max_new_tokens), 0)
+        size, micro = settings.prompts_per_rollout, settings.micro_batch_size
+        return PairSource(stream, reference, self.tokenizer, size, micro)
 
     def _network(self, kind: str, **fields: Any) -> Any:
         import transformers

@@ -20,7 +20,8 @@ MAX_KL_ERROR = 0.2
 class KLController:
     """The weight of the KL penalty: constant, or steered to a KL per response.
 
-    coef <- coef * (1 + clip(KL / target - 1, -0.2, 0.2) * responses / horizon) (Ziegler et al. 2019, section 2.2).
+    coef <- coef * (1 + clip(KL / target - 1, -0.2, 0.2) * responses / horizon) (Ziegler et al. 2019, section 2.2); a
+    rollout of more responses than the horizon counts as one of as many, so that the coefficient stays above 0.
     """
 
     def __init__(self, settings: PolicyGradientSettings, total: Total) -> None:
@@ -34,7 +35,7 @@ class KLController:
         summed = kl.masked_fill(~mask, 0.0).sum()
         nats, responses = self.total(torch.stack([summed, torch.full_like(summed, len(mask))])).tolist()
         error = nats / responses / self.target - 1
-        self.coef *= 1 + max(-MAX_KL_ERROR, min(MAX_KL_ERROR, error)) * responses / self.horizon
+        self.coef *= 1 + max(-MAX_KL_ERROR, min(MAX_KL_ERROR, error)) * min(1.0, responses / self.horizon)
 
     def state_dict(self) -> dict[str, float]:
         """The coefficient."""

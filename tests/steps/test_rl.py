@@ -16,12 +16,14 @@ from components.reward import step as reward
 from components.reward.settings import RewardSettings
 from components.rl import loop
 from components.rl import step as rl_step
-from components.rl.settings import PPOLagSettings, PPOSettings, RLSettings
+from components.rl.algorithm_settings import DPOSettings, PPOLagSettings, PPOSettings
+from components.rl.settings import RLSettings
 from components.rl.step import run
 from components.settings import Compute, Generation, Lora, Optimizer
 from components.sft import step as sft
 from components.sft.settings import SFTSettings
 from components.tokens import load_tokenizer
+from components.tracking import Row
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def settings() -> Callable[..., RLSettings]:
             "micro_batch_size": 2,
             "generation": Generation(max_new_tokens=6, max_prompt_tokens=24),
             "optimizer": Optimizer(lr=1e-3, schedule="constant", warmup=0.0),
-            "critic_lr": 1e-3,
+            "critic_optimizer": Optimizer(lr=1e-3, schedule="constant", warmup=0.0),
             "compute": Compute(dtype="fp32"),
         }
         return RLSettings(**(defaults | fields))
@@ -148,16 +150,22 @@ def test_an_interrupted_run_ends_in_the_same_policy(
     made = settings(algorithm=algorithm, rollouts=4, epochs=2, checkpoint_every=1)
     run(made, **inputs, model=tmp_path / "a" / "m")
 
-    def stop(metrics: dict[str, float], number: int) -> None:
+    def stop(metrics: dict[str, float], number: int) -> Row:
         if number == 3:
             raise KeyboardInterrupt
+        return Row(number, 0.0, metrics)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.tracking, "log_metrics", stop)
         with pytest.raises(KeyboardInterrupt):
             run(made, **inputs, model=tmp_path / "b" / "m")
     logged: list[int] = []
-    monkeypatch.setattr(loop.tracking, "log_metrics", lambda metrics, number: logged.append(number))
+
+    def log_metrics(metrics: dict[str, float], number: int) -> Row:
+        logged.append(number)
+        return Row(number, 0.0, metrics)
+
+    monkeypatch.setattr(loop.tracking, "log_metrics", log_metrics)
     run(made, **inputs, model=tmp_path / "b" / "m")
     assert logged == [3, 4]
     assert verify_manifest(tmp_path / "a" / "m") == verify_manifest(tmp_path / "b" / "m")
@@ -227,6 +235,20 @@ def test_in_bf16_too_the_policy_starts_at_its_reference(settings: Any, inputs: d
     assert metrics["rollout/kl_k3"] < 1e-6
 
 
+def test_dpo_samples_nothing_so_how_responses_are_sampled_does_not_matter(
+    settings: Any, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    plain, greedy = (
+        settings(algorithm=DPOSettings(), rollouts=1, generation=Generation(max_new_tokens=6, temperature=temperature))
+        for temperature in (1.0, 0.0)
+    )
+    without_teachers = inputs | {"reward": None, "cost": None}
+    metrics = [
+        run(made, **without_teachers, model=tmp_path / str(number)) for number, made in enumerate((plain, greedy))
+    ]
+    assert metrics[0]["loss/policy"] == metrics[1]["loss/policy"] > 0
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -252,7 +274,7 @@ def test_training_is_not_lost_when_the_model_cannot_be_saved(
         with pytest.raises(OSError, match="no space"):
             run(made, **inputs, model=tmp_path / "m")
     assert list((tmp_path / "checkpoints").rglob("tensors.safetensors"))
-    monkeypatch.setattr(loop, "_learn", None)  # nothing is left to learn
+    monkeypatch.setattr(loop._Loop, "_update", None)  # nothing is left to learn
     metrics = run(made, **inputs, model=tmp_path / "m")
     assert "rollout/score" in metrics
     verify_manifest(tmp_path / "m")

@@ -123,7 +123,7 @@ def test_a_file_that_cannot_be_written_is_one_message_and_leaves_what_was_there(
     lines = done.stdout.splitlines()
     assert len(lines) == 2, done.stderr
     assert all("the checkpoint of update 2 cannot be written: " in line for line in lines)
-    assert all("File too large" in line and "Make room there" in line for line in lines)
+    assert all("File too large" in line and "Make room or allow writing there" in line for line in lines)
     assert names(tmp_path / "c") == ["00000001"]
     found = Checkpoints(tmp_path / "c", 1).latest()
     assert found is not None and found.update == 1

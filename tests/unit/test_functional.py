@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,10 +13,18 @@ from components.divergence import kl_estimate
 from components.rl.functional import (
     clipped_policy_loss,
     clipped_value_loss,
+    eos_rule,
+    flat_groups,
     gae,
+    group_advantages,
     last_token,
+    leave_one_out,
+    loss_terms,
+    loss_weights,
     masked_mean,
     masked_sum,
+    preference_loss,
+    sequence_sums,
     token_rewards,
     whiten,
 )
@@ -104,8 +113,12 @@ def test_whitening_by_hand_with_and_without_the_mean() -> None:
     assert whiten(values, mask, alone, shift_mean=False).tolist() == [pytest.approx([1, 3, 0])]
 
 
-def test_whitening_over_two_processes_equals_whitening_their_rows_together() -> None:
-    values, mask = random_numbers(8, 5, seed=5), random_mask(8, 5, seed=6)
+def test_whitening_equal_values_gives_zeros_and_no_nan() -> None:
+    assert whiten(torch.full((1, 3), 7.0), torch.ones(1, 3).bool(), alone).tolist() == [[0, 0, 0]]
+
+
+def in_two_processes(work: Callable[[int, Callable[[Tensor], Tensor]], Tensor]) -> Tensor:
+    """The results, one below the other, of two processes that do `work(rank, total)`."""
     slots: list[Tensor] = [torch.zeros(())] * 2
     barrier = threading.Barrier(2, timeout=10)
 
@@ -117,11 +130,16 @@ def test_whitening_over_two_processes_equals_whitening_their_rows_together() -> 
             barrier.wait()
             return both
 
-        return whiten(values.chunk(2)[rank], mask.chunk(2)[rank], total)
+        return work(rank, total)
 
     with ThreadPoolExecutor(2) as pool:
-        halves = list(pool.map(process, range(2)))
-    torch.testing.assert_close(torch.cat(halves), whiten(values, mask, alone))
+        return torch.cat(list(pool.map(process, range(2))))
+
+
+def test_whitening_over_two_processes_equals_whitening_their_rows_together() -> None:
+    values, mask = random_numbers(8, 5, seed=5), random_mask(8, 5, seed=6)
+    halves = in_two_processes(lambda rank, total: whiten(values.chunk(2)[rank], mask.chunk(2)[rank], total))
+    torch.testing.assert_close(halves, whiten(values, mask, alone))
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
@@ -182,6 +200,18 @@ def test_an_extreme_log_ratio_overflows_nothing() -> None:
     loss.backward()
     assert torch.isfinite(loss)
     assert new.grad is not None and torch.isfinite(new.grad).all()
+
+
+def test_log_ratios_are_clamped_at_twenty_on_both_sides() -> None:
+    far, zeros = torch.tensor([[-1000.0, 1000.0]], dtype=F64), torch.zeros(1, 2, dtype=F64)
+    estimates = [kl_estimate(zeros, far, name) for name in ("k1", "k2", "k3")]
+    assert estimates[0].tolist() == [[20, -20]]
+    assert estimates[1].tolist() == [[200, 200]]
+    assert estimates[2].tolist() == [pytest.approx([math.exp(-20) + 20 - 1, math.exp(20) - 20 - 1])]
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    loss = clipped_policy_loss(far, zeros, -torch.ones(1, 2, dtype=F64), mask, 0.2)
+    assert loss.ratio.item() == pytest.approx(math.exp(20) + math.exp(-20))
+    assert loss.total.item() == pytest.approx(math.exp(20) + 0.8)
 
 
 def test_the_score_lands_on_the_last_response_token() -> None:
@@ -274,3 +304,139 @@ def test_the_value_loss_by_hand() -> None:
     mask = torch.tensor([[True, True, True, False]])
     loss = clipped_value_loss(values, torch.zeros(1, 4), returns, mask, 0.2)
     assert loss.item() == pytest.approx((3.24 + 1 + 0.81) / 2)
+
+
+def test_weights_give_every_token_its_share_of_a_loss() -> None:
+    ratios, mask = torch.tensor([[1.1, 0.9], [1.0, 5.0]], dtype=F64), torch.tensor([[True, True], [True, False]])
+    weights = torch.tensor([[0.5, 0.25], [3.0, 7.0]], dtype=F64)
+    loss = clipped_policy_loss(
+        ratios.log(), torch.zeros(2, 2, dtype=F64), torch.ones(2, 2, dtype=F64), mask, 0.2, weights=weights
+    )
+    assert loss.total.item() == pytest.approx(-(0.5 * 1.1 + 0.25 * 0.9 + 3.0))
+    assert loss.ratio.item() == pytest.approx(3.0)  # what is only watched has no weights
+    values = torch.tensor([[1.0, 2.0], [3.0, 9.0]], dtype=F64)
+    value_loss = clipped_value_loss(values, values, torch.zeros(2, 2, dtype=F64), mask, 0.2, weights)
+    assert value_loss.item() == pytest.approx((0.5 * 1 + 0.25 * 4 + 3 * 9) / 2)
+
+
+def test_a_higher_upper_bound_leaves_the_lower_one() -> None:
+    # Ratios 1.5 and 0.5, clip 0.2 and 0.4: A=+1 min(1.5, 1.4) = 1.4; A=-1 min(-0.5, -0.8) = -0.8.
+    ratios, advantages = torch.tensor([[1.5, 0.5]], dtype=F64), torch.tensor([[1.0, -1.0]], dtype=F64)
+    mask, old = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=F64)
+    loss = clipped_policy_loss(ratios.log(), old, advantages, mask, 0.2, clip_high=0.4)
+    assert loss.total.item() == pytest.approx(-(1.4 - 0.8))
+    assert loss.clipped.item() == 2
+    assert clipped_policy_loss(ratios.log(), old, advantages, mask, 0.2, clip_high=0.6).clipped.item() == 1
+
+
+def test_dual_clip_bounds_the_objective_where_the_advantage_is_negative_and_nowhere_else() -> None:
+    # Ratio 5: A=-1 max(-5, 3 * -1) = -3, A=-2 max(-10, -6) = -6; ratio 2, A=-1: -2 is above -3;
+    # ratio 5, A=+1: 1.2, as without; A=0: 0.
+    ratios = torch.tensor([[5.0, 5.0, 2.0, 5.0, 5.0]], dtype=F64)
+    advantages = torch.tensor([[-1.0, -2.0, -1.0, 1.0, 0.0]], dtype=F64)
+    mask, old = torch.ones(1, 5, dtype=torch.bool), torch.zeros(1, 5, dtype=F64)
+    loss = clipped_policy_loss(ratios.log(), old, advantages, mask, 0.2, dual_clip=3.0)
+    assert loss.total.item() == pytest.approx(3 + 6 + 2 - 1.2)
+    assert loss.clipped.item() == 3
+    without = clipped_policy_loss(ratios.log(), old, advantages, mask, 0.2)
+    assert without.total.item() == pytest.approx(5 + 10 + 2 - 1.2)
+
+
+def test_what_is_watched_carries_no_gradient() -> None:
+    new = torch.zeros(1, 2, requires_grad=True)
+    loss = clipped_policy_loss(new, torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1, 2).bool(), 0.2)
+    assert loss.total.requires_grad
+    assert not (loss.clipped.requires_grad or loss.approx_kl.requires_grad or loss.ratio.requires_grad)
+
+
+def test_sums_and_means_over_responses_by_hand() -> None:
+    values, mask = torch.tensor([[1.0, 2.0, 99.0], [4.0, 5.0, 6.0]]), torch.tensor([[True, True, False], [True] * 3])
+    assert masked_sum(values, mask).item() == 18
+    assert sequence_sums(values, mask).tolist() == [3, 15]
+
+
+def test_what_a_token_weighs_and_what_the_sum_is_divided_by() -> None:
+    mask = torch.tensor([[True, True, False, False], [True, True, True, True], [False] * 4])
+    for name in ("token", "constant"):
+        assert loss_weights(mask, name).tolist() == mask.float().tolist()
+    assert loss_weights(mask, "sequence").tolist() == [[0.5, 0.5, 0, 0], [0.25] * 4, [0] * 4]
+    assert {name: loss_terms(mask, name, 10) for name in ("token", "sequence", "constant")} == {
+        "token": 6, "sequence": 3, "constant": 30
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"), [("penalty", [2.0, -1.5, 0.5]), ("replace", [2.0, -0.5, -0.5]), ("none", [2.0, -1.0, 1.0])]
+)
+def test_the_rules_for_a_missing_end_by_hand(rule: str, expected: list[float]) -> None:
+    scores, ended = torch.tensor([2.0, -1.0, 1.0]), torch.tensor([True, False, False])
+    assert eos_rule(scores, ended, rule, 0.5).tolist() == expected  # type: ignore[arg-type]
+
+
+def test_leaving_one_out_by_hand() -> None:
+    # 1 - (2 + 6) / 2, 2 - (1 + 6) / 2, 6 - (1 + 2) / 2
+    assert leave_one_out(torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0]), 3).tolist() == [-3, -1.5, 4.5, 0, 0, 0]
+    assert leave_one_out(torch.tensor([1.0, 4.0, 7.0, 7.5]), 2).tolist() == [-3, 3, -0.5, 0.5]
+
+
+def test_the_baseline_ignores_the_own_reward_and_the_other_prompts() -> None:
+    rewards = random_numbers(12, seed=20)
+    advantages = leave_one_out(rewards, 4)
+    for row in range(12):
+        group = row // 4 * 4
+        others = [rewards[other].item() for other in range(group, group + 4) if other != row]
+        assert advantages[row].item() == pytest.approx(rewards[row].item() - sum(others) / 3)
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        ("none", [-2.0, -1.0, 3.0, -1.0, 1.0, 0.0]),
+        # unbiased deviations sqrt(14 / 2) and 1, plus eps 0.5
+        ("group", [*(x / (math.sqrt(7) + 0.5) for x in (-2.0, -1.0, 3.0)), -1 / 1.5, 1 / 1.5, 0.0]),
+        # rewards 1 2 6 9 11 10: mean 6.5, squares 5.5^2 + 4.5^2 + 0.5^2 + 2.5^2 + 4.5^2 + 3.5^2 = 89.5, over 5
+        ("batch", [x / (math.sqrt(89.5 / 5) + 0.5) for x in (-2.0, -1.0, 3.0, -1.0, 1.0, 0.0)]),
+    ],
+)
+def test_group_advantages_by_hand(scale: str, expected: list[float]) -> None:
+    rewards = torch.tensor([1.0, 2.0, 6.0, 9.0, 11.0, 10.0], dtype=F64)
+    assert group_advantages(rewards, 3, scale, 0.5, alone).tolist() == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_a_group_of_equal_rewards_has_advantages_of_exactly_zero(scale: str) -> None:
+    rewards = torch.tensor([0.1] * 7 + [0.3] * 6 + [0.4])
+    assert not torch.equal(rewards[:7].mean(), rewards[0])  # the mean of equal floats need not be that float
+    advantages = group_advantages(rewards, 7, scale, 1e-4, alone)  # type: ignore[arg-type]
+    assert (advantages[:7] == 0).all() and (advantages[7:] != 0).all()
+    assert flat_groups(rewards, 7).tolist() == [True, False]
+
+
+def test_the_deviation_of_the_batch_is_that_of_all_processes() -> None:
+    rewards = random_numbers(8, seed=21)
+    halves = in_two_processes(lambda rank, total: group_advantages(rewards.chunk(2)[rank], 2, "batch", 0.1, total))
+    torch.testing.assert_close(halves, group_advantages(rewards, 2, "batch", 0.1, alone))
+
+
+def test_the_preference_losses_by_hand() -> None:
+    # h = 3 and -1, beta 0.5
+    chosen, rejected = torch.tensor([2.0, 0.0], dtype=F64), torch.tensor([-1.0, 1.0], dtype=F64)
+
+    def loss(*rest: object) -> list[float]:
+        return preference_loss(chosen, rejected, 0.5, *rest).tolist()  # type: ignore[arg-type]
+
+    right = [math.log(1 + math.exp(-1.5)), math.log(1 + math.exp(0.5))]
+    wrong = [math.log(1 + math.exp(1.5)), math.log(1 + math.exp(-0.5))]
+    assert loss("sigmoid") == pytest.approx(right)
+    assert loss("sigmoid", 0.1) == pytest.approx([0.9 * r + 0.1 * w for r, w in zip(right, wrong, strict=True)])
+    assert loss("ipo") == pytest.approx([(3 - 1) ** 2, (-1 - 1) ** 2])
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
+def test_descent_raises_the_chosen_ratio_and_lowers_the_rejected_one(kind: str) -> None:
+    ratios = torch.zeros(2, requires_grad=True)
+    preference_loss(ratios[:1], ratios[1:], 0.1, kind).sum().backward()  # type: ignore[arg-type]
+    assert ratios.grad is not None
+    # beta / 2 for the logistic loss, 2 / (2 beta) for the square
+    size = 0.05 if kind == "sigmoid" else 10.0
+    assert ratios.grad.tolist() == pytest.approx([-size, size])

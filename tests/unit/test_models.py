@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from components.artifacts import MANIFEST, ModelCard, verify_manifest
@@ -80,13 +81,13 @@ def test_a_filler_inside_a_prompt_is_a_token_like_any_other(policy: Any) -> None
     eos = 1
     rows = [[10, eos, 11, 12], [eos, 21]]
     ids, mask = pad(rows, eos, side="left")
-    together, _ = response_logprobs(policy, ids, mask, 1)
+    together, _, _ = response_logprobs(policy, ids, mask, 1)
     for place, row in enumerate(rows):
-        alone, _ = response_logprobs(
+        alone, _, _ = response_logprobs(
             policy, torch.tensor([row]), torch.ones(1, len(row), dtype=torch.bool), 1
         )
         torch.testing.assert_close(together[place : place + 1], alone, atol=1e-5, rtol=1e-5)
-    without, _ = response_logprobs(
+    without, _, _ = response_logprobs(
         policy, torch.tensor([[10, 11, 12]]), torch.ones(1, 3, dtype=torch.bool), 1
     )
     assert (without - together[:1]).abs().max() > 1e-3
@@ -100,7 +101,8 @@ def test_response_logprobs_equal_a_naive_softmax_over_the_whole_sequence(
     prompt, response = [10, 11, 12], [40, 41, 42, 43]
     row = prompt + response
     ids, mask = pad([row, [9, *row]], 0, side="left")
-    logprobs, entropy = response_logprobs(policy, ids, mask, len(response), temperature)
+    logprobs, entropy, hidden = response_logprobs(policy, ids, mask, len(response), temperature)
+    assert hidden is None
     naive = (logits(policy, row)[0].double() / temperature).softmax(-1)
     for place, token in enumerate(response):
         distribution = naive[len(prompt) + place - 1]
@@ -270,6 +272,16 @@ def test_scores_are_float32_under_bf16_arithmetic(reward_folder: Path) -> None:
     raw = scores * scalar.std + scalar.mean
     assert scores.dtype == torch.float32
     assert not torch.equal(raw, raw.bfloat16().float())  # not rounded to 8 bits on the way
+
+
+def test_a_model_that_finds_no_room_is_one_message(policy_folder: Path, tmp_path: Path) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    policy, tokenizer = load_policy(policy_folder), load_tokenizer(policy_folder)
+    policy.save_pretrained = full
+    with pytest.raises(InputError, match=r"m: the model cannot be written: .*No space left .* Make room there"):
+        save_model(policy, tokenizer, tmp_path / "m", ModelCard.read(policy_folder), settings={}, parents={})
 
 
 def test_a_reward_model_is_not_taken_for_a_policy(reward_folder: Path) -> None:

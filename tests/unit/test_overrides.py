@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from components.errors import InputError
-from pipeline.overrides import resolve
+from pipeline.overrides import CONFIGS, resolve
 from pipeline.settings import Settings
 
 
@@ -40,8 +40,9 @@ def test_a_value_left_out_keeps_the_default_of_the_place_it_is_left_out_of(confi
 
 
 def test_numbers_without_a_point_before_their_exponent_are_numbers(config) -> None:
-    settings = resolve([config("rl: {critic_lr: 3e-4}")], ["rl.optimizer.lr=1e-5", "rl.algorithm.kl_coef=2E-2"])
-    assert (settings.rl.critic_lr, settings.rl.optimizer.lr, settings.rl.algorithm.kl_coef) == (3e-4, 1e-5, 0.02)
+    file = config("rl: {critic_optimizer: {lr: 3e-4}}")
+    rl = resolve([file], ["rl.optimizer.lr=1e-5", "rl.algorithm.kl_coef=2E-2"]).rl
+    assert (rl.critic_optimizer.lr, rl.optimizer.lr, rl.algorithm.kl_coef) == (3e-4, 1e-5, 0.02)
 
 
 def test_lists_are_replaced_whole(config) -> None:
@@ -116,7 +117,9 @@ def test_every_mistake_is_told_at_once_with_the_place_it_was_made(config) -> Non
 def test_a_missing_file_is_named_with_the_configurations_there_are() -> None:
     message = complaint([Path("nowhere.yaml")])
     assert message.startswith("nowhere.yaml: no such configuration file")
-    assert "default, demo, hh, ppo, ppo_lag" in message
+    named = message.rpartition(": ")[2].removesuffix(".").split(", ")
+    assert named == sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    assert {"default", "demo", "hh", "ppo", "ppo_lag"} <= set(named)
 
 
 @pytest.mark.parametrize(

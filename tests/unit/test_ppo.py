@@ -35,7 +35,7 @@ def rollout(**fields: Any) -> Rollout:
 
 def ppo(**fields: Any) -> PPO:
     settings: dict[str, Any] = {"kl_coef": 0.1, "lam": 1.0, "whiten_advantages": False, "missing_eos": "none"}
-    return PPO(PPOSettings(**(settings | fields)), alone)
+    return PPO(PPOSettings(**(settings | fields)), alone, 16)
 
 
 def forward_of(batch: Batch, **fields: Any) -> Forward:
@@ -97,14 +97,14 @@ def test_k3_inside_the_reward_is_never_a_bonus() -> None:
 def test_before_the_first_update_nothing_is_clipped_and_the_loss_is_minus_the_advantages() -> None:
     algorithm = ppo()
     batch = algorithm.targets(rollout())
-    total, sums = algorithm.loss(batch, forward_of(batch))
-    assert sums["policy/clip_fraction"] == 0 and sums["policy/approx_kl"] == 0
-    assert sums["policy/ratio"] == algorithm.terms(batch) == 5
-    assert sums["loss/policy"] == pytest.approx(-(1.55 + 1.85 + 1.0 - 1.2 - 2.0))
+    total, means = algorithm.loss(batch, forward_of(batch))
+    assert means["policy/clip_fraction"] == (0, 5) and means["policy/approx_kl"] == (0, 5)
+    assert means["policy/ratio"] == (5, 5) and algorithm.terms(batch) == 5
+    assert means["loss/policy"] == pytest.approx((-(1.55 + 1.85 + 1.0 - 1.2 - 2.0), 5))
     # Half the squared errors of the old values, which are the advantages here
-    assert sums["loss/value"] == pytest.approx((1.55**2 + 1.85**2 + 1 + 1.2**2 + 2**2) / 2, rel=1e-5)
-    assert total.item() == pytest.approx(sums["loss/policy"] + 0.5 * sums["loss/value"], rel=1e-5)
-    assert sums["policy/entropy"] == 5
+    assert means["loss/value"] == pytest.approx(((1.55**2 + 1.85**2 + 1 + 1.2**2 + 2**2) / 2, 5), rel=1e-5)
+    assert total.item() == pytest.approx(means["loss/policy"][0] + 0.5 * means["loss/value"][0], rel=1e-5)
+    assert means["policy/entropy"] == (5, 5)
 
 
 def test_values_are_clipped_around_those_of_the_rollout() -> None:
@@ -112,9 +112,9 @@ def test_values_are_clipped_around_those_of_the_rollout() -> None:
     batch = algorithm.targets(rollout())
     assert batch.values is not None and batch.returns is not None
     moved = forward_of(batch, values=batch.returns)  # a perfect critic, far from the old one
-    _, sums = algorithm.loss(batch, moved)
+    _, means = algorithm.loss(batch, moved)
     gaps = (batch.returns - batch.values)[batch.mask].abs() - 0.2
-    assert sums["loss/value"] == pytest.approx(gaps.square().sum().item() / 2, rel=1e-5)
+    assert means["loss/value"] == pytest.approx((gaps.square().sum().item() / 2, 5), rel=1e-5)
 
 
 def test_rows_of_other_order_have_the_targets_of_their_own() -> None:
@@ -130,9 +130,10 @@ def test_the_explained_variance_of_a_perfect_critic_is_one() -> None:
     assert ppo().targets(rollout()).metrics["value/value_explained"] < 0.9
 
 
-def test_ppo_is_what_its_settings_name_and_keeps_no_state() -> None:
-    algorithm = build(RLSettings(algorithm={"name": "ppo"}).algorithm, alone)  # type: ignore[arg-type]
-    assert type(algorithm) is PPO and algorithm.state_dict() == {} and algorithm.group_size == 1
+def test_ppo_is_what_its_settings_name_and_keeps_nothing_but_the_kl_coefficient() -> None:
+    algorithm = build(RLSettings(algorithm={"name": "ppo", "kl_coef": 0.3}).algorithm, alone, 16)  # type: ignore[arg-type]
+    assert type(algorithm) is PPO and algorithm.state_dict() == {"kl_coef": 0.3}
+    assert algorithm.group_size == algorithm.rows_per_prompt == 1
 
 
 @pytest.mark.parametrize("epochs", [1, 2])

@@ -46,7 +46,7 @@ def rollout(seed: int = 0, **fields: Any) -> Rollout:
 
 def ppo_lag(**fields: Any) -> PPOLag:
     settings: dict[str, Any] = {"kl_coef": 0.1, "whiten_advantages": False, "missing_eos": "none"}
-    return PPOLag(PPOLagSettings(**(settings | fields)), alone)
+    return PPOLag(PPOLagSettings(**(settings | fields)), alone, 16)
 
 
 def frozen_at(multiplier: float, **fields: Any) -> PPOLag:
@@ -86,21 +86,23 @@ def test_advantages_combine_as_reward_minus_lambda_times_cost(multiplier: float)
 def test_the_multiplier_s_step_by_hand() -> None:
     # log lambda <- log lambda + 0.1 * lambda * (J_C - d)
     algorithm = ppo_lag(lambda_init=2.0, lambda_lr=0.1, cost_limit=0.5)
-    mean = algorithm.update_multiplier(torch.tensor([1.0, 2.0]))
-    assert mean == 1.5
-    assert algorithm.log_lambda == pytest.approx(math.log(2) + 0.1 * 2 * (1.5 - 0.5))
-    before = algorithm.log_lambda
+    metrics = algorithm.update_multiplier(torch.tensor([1.0, 2.0]))
+    assert metrics["cost/window_mean"] == 1.5 and metrics["cost/limit"] == 0.5
+    assert metrics["cost/lambda"] == algorithm.multiplier.value
+    before = math.log(algorithm.multiplier.value)
+    assert before == pytest.approx(math.log(2) + 0.1 * 2 * (1.5 - 0.5))
     algorithm.update_multiplier(torch.tensor([-4.0, -3.0]))
-    assert algorithm.log_lambda == pytest.approx(before + 0.1 * math.exp(before) * (-1.0 - 0.5))
+    after = math.log(algorithm.multiplier.value)
+    assert after == pytest.approx(before + 0.1 * math.exp(before) * (-1.0 - 0.5))
 
 
 def test_lambda_rises_above_the_limit_falls_below_it_and_stays_positive() -> None:
     for cost, rises in ((1.0, True), (-1.0, False)):
         algorithm = ppo_lag()
-        seen = [algorithm.multiplier]
+        seen = [algorithm.multiplier.value]
         for _ in range(50):
             algorithm.update_multiplier(torch.full((4,), cost))
-            seen.append(algorithm.multiplier)
+            seen.append(algorithm.multiplier.value)
         steps = [after - before for before, after in pairwise(seen)]
         assert all(step >= 0 for step in steps) if rises else all(step < 0 for step in steps)
         assert min(seen) > 0
@@ -110,21 +112,21 @@ def test_lambda_stops_at_its_upper_bound_and_comes_back() -> None:
     algorithm = ppo_lag(lambda_max=5.0, cost_window=2)
     for _ in range(100):
         algorithm.update_multiplier(torch.full((2,), 10.0))
-    assert algorithm.multiplier == pytest.approx(5.0)
+    assert algorithm.multiplier.value == pytest.approx(5.0)
     algorithm.update_multiplier(torch.full((2,), -1.0))
-    assert algorithm.multiplier < 5.0
+    assert algorithm.multiplier.value < 5.0
 
 
 def test_the_mean_cost_is_over_the_window_of_latest_responses() -> None:
     algorithm = ppo_lag(cost_window=3)
-    assert algorithm.update_multiplier(torch.tensor([9.0, 1.0])) == 5.0
-    assert algorithm.update_multiplier(torch.tensor([2.0, 3.0])) == pytest.approx((1 + 2 + 3) / 3)
+    assert algorithm.update_multiplier(torch.tensor([9.0, 1.0]))["cost/window_mean"] == 5.0
+    assert algorithm.update_multiplier(torch.tensor([2.0, 3.0]))["cost/window_mean"] == pytest.approx((1 + 2 + 3) / 3)
 
 
 def test_the_mean_cost_is_weighted_by_count_over_processes() -> None:
-    other = torch.tensor([30.0, 3.0])  # another process holds three costs that sum to 30
-    algorithm = PPOLag(PPOLagSettings(), lambda tensor: tensor + other)
-    assert algorithm.update_multiplier(torch.tensor([2.0])) == pytest.approx(32 / 4)
+    other = torch.tensor([3.0, 30.0, 310.0])  # another process holds three costs that sum to 30, their squares to 310
+    algorithm = PPOLag(PPOLagSettings(), lambda tensor: tensor + other, 16)
+    assert algorithm.update_multiplier(torch.tensor([2.0]))["cost/window_mean"] == pytest.approx(32 / 4)
 
 
 def test_the_multiplier_waits_out_its_delay() -> None:
@@ -132,14 +134,14 @@ def test_the_multiplier_waits_out_its_delay() -> None:
     seen = []
     for _ in range(4):
         algorithm.targets(rollout(costs=torch.ones(3)))
-        seen.append(algorithm.multiplier)
+        seen.append(algorithm.multiplier.value)
     assert seen[0] == seen[1] == 1.0 < seen[2] < seen[3]
 
 
 def test_the_multiplier_moves_before_the_advantages_are_combined() -> None:
     algorithm = ppo_lag(lambda_lr=1.0)
     batch = algorithm.targets(rollout(costs=torch.ones(3)))
-    assert batch.metrics["cost/lambda"] == algorithm.multiplier == pytest.approx(math.e)
+    assert batch.metrics["cost/lambda"] == algorithm.multiplier.value == pytest.approx(math.e)
     assert batch.metrics["cost/window_mean"] == 1.0
     torch.testing.assert_close(
         batch.advantages, frozen_at(math.e).targets(rollout(costs=torch.ones(3))).advantages
@@ -170,7 +172,7 @@ def test_state_survives_json_and_continues_exactly() -> None:
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.state_dict() == first.state_dict()
     assert torch.equal(first.targets(rollout(9)).advantages, second.targets(rollout(9)).advantages)
-    assert second.multiplier == first.multiplier != 1.0
+    assert second.multiplier.value == first.multiplier.value != 1.0
 
 
 def test_no_gradient_reaches_the_multiplier_or_the_targets() -> None:
@@ -178,12 +180,12 @@ def test_no_gradient_reaches_the_multiplier_or_the_targets() -> None:
     batch = algorithm.targets(rollout())
     state = algorithm.state_dict()
     logprobs, values, cost_values = (torch.randn(3, 4).requires_grad_() for _ in range(3))
-    total, sums = algorithm.loss(batch, Forward(logprobs, torch.ones(3, 4), values, cost_values))
+    total, means = algorithm.loss(batch, Forward(logprobs, torch.ones(3, 4), values, cost_values))
     total.backward()
-    assert isinstance(algorithm.log_lambda, float) and algorithm.state_dict() == state
+    assert isinstance(algorithm.multiplier.value, float) and algorithm.state_dict() == state
     assert not any(t.requires_grad for t in vars(batch).values() if isinstance(t, Tensor))
     assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in (logprobs, values, cost_values))
-    assert all(isinstance(value, float | int) for value in sums.values())
+    assert all(isinstance(number, float) for mean in means.values() for number in mean)
 
 
 def test_the_cost_critic_has_a_loss_of_its_own_around_the_rollout_s_values() -> None:
@@ -192,21 +194,21 @@ def test_the_cost_critic_has_a_loss_of_its_own_around_the_rollout_s_values() -> 
     assert batch.cost_values is not None and batch.cost_returns is not None
     still = Forward(batch.logprobs, torch.zeros(3, 4), batch.values, batch.cost_values)
     perfect = replace(still, cost_values=batch.cost_returns)
-    (before, sums), (after, moved) = (algorithm.loss(batch, forward) for forward in (still, perfect))
+    (before, means), (after, moved) = (algorithm.loss(batch, forward) for forward in (still, perfect))
     gaps = (batch.cost_returns - batch.cost_values)[batch.mask].abs()
-    assert sums["loss/cost_value"] == pytest.approx(gaps.square().sum().item() / 2, rel=1e-4)
+    assert means["loss/cost_value"] == pytest.approx((gaps.square().sum().item() / 2, 9), rel=1e-4)
     clipped = (gaps - 0.2).clamp(min=0).square().sum().item() / 2
-    assert moved["loss/cost_value"] == pytest.approx(clipped, rel=1e-4)
+    assert moved["loss/cost_value"] == pytest.approx((clipped, 9), rel=1e-4)
     assert (before - after).item() == pytest.approx(
-        2 * (sums["loss/cost_value"] - moved["loss/cost_value"]), rel=1e-3
+        2 * (means["loss/cost_value"][0] - moved["loss/cost_value"][0]), rel=1e-3
     )
-    assert sums["loss/value"] == moved["loss/value"]
+    assert means["loss/value"] == moved["loss/value"]
 
 
 def test_ppo_lag_is_what_its_settings_name_and_needs_a_cost_model() -> None:
     settings = RLSettings(algorithm={"name": "ppo_lag"})  # type: ignore[arg-type]
-    assert type(build(settings.algorithm, alone)) is PPOLag and settings.needs_cost
-    assert not RLSettings(algorithm=PPOSettings()).needs_cost
+    assert type(build(settings.algorithm, alone, 16)) is PPOLag and settings.teachers == ("reward", "cost")
+    assert RLSettings(algorithm=PPOSettings()).teachers == ("reward",)
 
 
 REWARDS, COSTS = {"a": 1.0, "b": 0.7}, {"a": 1.0, "b": -1.0, "c": -1.0, "d": -1.0}

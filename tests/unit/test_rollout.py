@@ -1,7 +1,6 @@
 """Rollouts: what is collected belongs to its own prompt, and the reference is read as the policy is."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,10 @@ from components.generation import Response
 from components.generation.native import NativeSampler
 from components.models import load_policy, load_scalar, response_logprobs
 from components.records import Conversation, Message
-from components.rl.networks import PolicyAndValues
-from components.rl.rollout import Models, PromptStream, collect, rollout_metrics
+from components.rl.networks import Networks
+from components.rl.reference import FrozenReference
+from components.rl.rollout import Models, collect, rollout_metrics
+from components.rl.stream import Stream
 from components.rl.types import Rollout
 from components.settings import Generation
 from components.tokens import encode_prompt, load_tokenizer
@@ -41,13 +42,13 @@ def models(policy_folder: Path, reward_folder: Path) -> Models:
     generation = Generation(max_new_tokens=5, temperature=TEMPERATURE)
     policy = load_policy(policy_folder)
     return Models(
-        PolicyAndValues(policy, load_scalar(reward_folder), None, TEMPERATURE),
-        load_policy(policy_folder),
+        Networks(policy, load_scalar(reward_folder), None, TEMPERATURE),
+        FrozenReference(load_policy(policy_folder), "fp32"),
         NativeSampler(policy, tokenizer.eos_token_id, generation, seed=0),
         OwnerScorer(),
         None,
         tokenizer,
-        nullcontext,
+        "fp32",
     )
 
 
@@ -79,7 +80,7 @@ def test_a_row_alone_has_the_same_logprobs_and_values(rollout: Rollout, models: 
     for row in range(len(rollout.input_ids)):
         ids = rollout.input_ids[row][rollout.attention_mask[row]][None]
         mask, length = torch.ones_like(ids, dtype=torch.bool), int(rollout.mask[row].sum())
-        logprobs, _ = response_logprobs(models.networks.policy, ids, mask, length, TEMPERATURE)
+        logprobs, _, _ = response_logprobs(models.networks.policy, ids, mask, length, TEMPERATURE)
         torch.testing.assert_close(rollout.logprobs[row, :length], logprobs[0], atol=1e-4, rtol=1e-4)
         values = models.networks.value(ids, mask)[0, -length - 1 : -1]  # of the states before each token
         assert rollout.values is not None
@@ -118,10 +119,10 @@ def test_scorers_are_told_which_responses_ended(rollout: Rollout, models: Models
 
 def test_every_pass_over_the_prompts_has_each_once_in_another_order() -> None:
     prompts = [(Message("user", str(number)),) for number in range(10)]
-    stream = PromptStream(prompts, seed=0)
+    stream = Stream(prompts, seed=0)
     passes = [[p[0].content for p in stream.batch(n, 5) + stream.batch(n + 1, 5)] for n in (0, 2)]
     assert [sorted(found) for found in passes] == [sorted(map(str, range(10)))] * 2
     assert passes[0] != passes[1]
-    assert PromptStream(prompts, seed=0).batch(1, 5) == stream.batch(1, 5)
-    assert PromptStream(prompts, seed=1).batch(0, 10) != stream.batch(0, 10)
+    assert Stream(prompts, seed=0).batch(1, 5) == stream.batch(1, 5)
+    assert Stream(prompts, seed=1).batch(0, 10) != stream.batch(0, 10)
     assert len(stream.batch(0, 25)) == 25

@@ -12,7 +12,11 @@ from components.parsing import parse
 from pipeline.overrides import CONFIGS, resolve
 from pipeline.settings import TASKS, Resources, Settings
 
-CONFIG_NAMES = ("default", "demo", "hh", "ppo", "ppo_lag")
+CONFIG_NAMES = (
+    "async-rlhf-best-of-2", "async-rlhf-online-dpo", "async-rlhf-ppo", "async-rlhf-rloo", "best_of_k", "default",
+    "demo", "dpo", "grpo", "hh", "online_dpo", "ppo", "ppo_lag", "rloo", "safe-rlhf-dpo", "safe-rlhf-ppo",
+    "safe-rlhf-ppo-lag",
+)  # fmt: skip
 
 
 def as_struct(value: Any) -> Any:
@@ -69,6 +73,8 @@ def test_settings_printed_by_config_make_the_same_settings_again(tmp_path: Path)
         ("demo", "rl.generation.max_prompt_tokens=4000", "base.max_positions is 256"),
         ("demo", "validate.dimensions=[helpful]", "cost.dimension is harmless"),
         ("demo", "rl.algorithm.lambda_init=50", "above lambda_max"),
+        ("demo", "rl.reward_scorer.kind=ensemble", "reward.members is 1. Set it to 2 or more"),
+        ("demo", "rl.cost_scorer.kind=ensemble", "cost.members is 1. Set it to 2 or more"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_before_anything_runs(
