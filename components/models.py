@@ -31,11 +31,6 @@ def autocast(dtype: str) -> AbstractContextManager[Any]:
     return torch.autocast(device().type, torch.bfloat16) if dtype == "bf16" else nullcontext()
 
 
-def serving_dtype() -> str:
-    """What a policy is served in: bf16 on a GPU, fp32 elsewhere. What is evaluated must be held in the same."""
-    return "bf16" if torch.cuda.is_available() else "fp32"
-
-
 def load_policy(folder: Path, dtype: str = "fp32") -> Any:
     """The causal language model in `folder`, in eval mode, dropout off, on this process's device.
 

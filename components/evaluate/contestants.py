@@ -15,7 +15,8 @@ from components.errors import InputError
 from components.evaluate.settings import EvaluateSettings
 from components.generation import Response, respond
 from components.likelihood import demonstration_passages, evaluate_likelihood
-from components.models import load_policy, response_logprobs, serving_dtype
+from components.models import load_policy, response_logprobs
+from components.precision import serving_dtype
 from components.progress import Progress
 from components.records import Conversation, Demonstration
 from components.tokens import Tokenizer, encode_prompt, load_tokenizer, pad

@@ -15,7 +15,8 @@ from components.errors import InputError
 from components.generation import Response, respond
 from components.infer.prompts import read_prompts
 from components.infer.settings import InferSettings
-from components.models import load_policy, serving_dtype
+from components.models import load_policy
+from components.precision import serving_dtype
 from components.records import Conversation, Prompt
 from components.release import Deployment, Release
 from components.scoring import load_scorer

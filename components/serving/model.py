@@ -74,7 +74,8 @@ def _load_plain(folder: Path) -> ServedModel:
 
 
 def _load(folder: Path, name: str, digest: str, created: datetime) -> ServedModel:
-    from components.models import load_policy, serving_dtype
+    from components.models import load_policy
+    from components.precision import serving_dtype
     from components.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
