@@ -165,14 +165,8 @@ def with_lora(model: Any, lora: Lora, task_type: str = "CAUSAL_LM") -> Any:
         return model
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules="all-linear",
-        task_type=task_type,
-    )
-    return get_peft_model(model, config)
+    sizes: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    return get_peft_model(model, LoraConfig(**sizes, target_modules="all-linear", task_type=task_type))
 
 
 def save_model(

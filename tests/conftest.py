@@ -39,7 +39,7 @@ from components.rl.reference import FrozenReference, Reference
 from components.rl.rollout import Models, RolloutSource
 from components.rl.settings import RLSettings
 from components.rl.stream import Stream
-from components.rl.types import Source
+from components.rl.types import Batch, Forward, Learner, Rollout, Source
 from components.settings import Compute, Generation, Optimizer, StepSettings, Training
 from components.tokens import encode_prompt, load_tokenizer, template_digest
 from components.updates import Updater
@@ -289,6 +289,63 @@ def bandit() -> Bandit:
 def word_scorer() -> type[WordScorer]:
     """A scorer that likes some first words."""
     return WordScorer
+
+
+def random_rollout(prompts: int, group_size: int = 1, width: int = 4, seed: int = 0, **fields: Any) -> Rollout:
+    """A rollout of random numbers; responses have 1 to `width` tokens, every third did not end."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = prompts * group_size
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    mask = torch.arange(width) < torch.randint(1, width + 1, (rows, 1), generator=generator)
+    defaults: dict[str, Any] = {
+        "input_ids": torch.randint(0, 50, (rows, 2 + width), generator=generator),
+        "attention_mask": torch.cat([torch.ones(rows, 2, dtype=torch.bool), mask], 1),
+        "mask": mask,
+        "logprobs": -numbers(rows, width).abs() * mask,
+        "ref_logprobs": -numbers(rows, width).abs() * mask,
+        "scores": numbers(rows),
+        "ended": torch.arange(rows) % 3 != 2,
+        "costs": numbers(rows),
+        "values": numbers(rows, width),
+        "cost_values": numbers(rows, width),
+        "group_size": group_size,
+    }
+    return Rollout(**(defaults | fields))
+
+
+@pytest.fixture(scope="session", name="random_rollout")
+def random_rollout_fixture() -> Callable[..., Rollout]:
+    """Makes rollouts of random numbers."""
+    return random_rollout
+
+
+def update_gradient(learner: Learner, batch: Batch, micro: int) -> tuple[Tensor, dict[str, float]]:
+    """The gradient of an update's loss, its rows taken `micro` at a time, and the means it logs.
+
+    The gradient (4, B, R) is that with respect to log-probabilities, entropies, values and cost values, all random.
+    """
+    outputs = 0.3 * torch.randn(4, *batch.mask.shape, generator=torch.Generator().manual_seed(1))
+    outputs[0] += 0.0 if batch.logprobs is None else batch.logprobs
+    outputs.requires_grad_()
+    terms, sums, start = learner.terms(batch), dict[str, tuple[float, float]](), 0
+    for part in batch.micro_batches(micro):
+        loss, means = learner.loss(part, Forward(*outputs[:, start : start + len(part)]))
+        (loss / terms).backward()
+        start += len(part)
+        for name, (value, count) in means.items():
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = before[0] + value, before[1] + count
+    assert outputs.grad is not None
+    return outputs.grad, {name: value / count for name, (value, count) in sums.items()}
+
+
+@pytest.fixture(scope="session", name="update_gradient")
+def update_gradient_fixture() -> Callable[..., tuple[Tensor, dict[str, float]]]:
+    """The gradient and the means of an update whose rows are taken some at a time."""
+    return update_gradient
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,76 @@ def test_the_cost_critic_has_a_loss_of_its_own_around_the_rollout_s_values() -> 
     assert means["loss/value"] == moved["loss/value"]
 
 
+def test_targets_by_hand() -> None:
+    # One response of two tokens; k1 0.5 and -1, coefficient 0.1: penalties 0.05, -0.1.
+    # Rewards -0.05, 0.1 + 2; costs 0.05, -0.1 - 1. With gamma = lam = 1: returns 2.05, 2.1 and -1.05, -1.1;
+    # advantages 1.05, 1.6 and -1.05, -2.1; combined (A - 3 C) / 4.
+    given = Rollout(
+        input_ids=torch.zeros(1, 3).long(),
+        attention_mask=torch.ones(1, 3).bool(),
+        mask=torch.ones(1, 2).bool(),
+        logprobs=torch.tensor([[-1.0, -2.0]]),
+        ref_logprobs=torch.tensor([[-1.5, -1.0]]),
+        scores=torch.tensor([2.0]),
+        costs=torch.tensor([-1.0]),
+        ended=torch.tensor([True]),
+        values=torch.tensor([[1.0, 0.5]]),
+        cost_values=torch.tensor([[0.0, 1.0]]),
+    )
+    batch = frozen_at(3.0, lam=1.0).targets(given)
+    assert batch.advantages is not None and batch.returns is not None and batch.cost_returns is not None
+    assert batch.advantages[0].tolist() == pytest.approx([(1.05 + 3 * 1.05) / 4, (1.6 + 3 * 2.1) / 4])
+    assert batch.returns[0].tolist() == pytest.approx([2.05, 2.1])
+    assert batch.cost_returns[0].tolist() == pytest.approx([-1.05, -1.1])
+    assert torch.equal(batch.cost_values, given.cost_values)  # type: ignore[arg-type]
+    assert batch.metrics == pytest.approx({
+        "policy/kl_coef": 0.1, "value/value_explained": 1 - 0.275**2 / 0.025**2, "value/value_mean": 0.75,
+        "value/cost_value_explained": 1 - 0.525**2 / 0.025**2, "value/cost_value_mean": 0.5,
+        "cost/lambda": 3.0, "cost/limit": 0.0, "cost/window_mean": -1.0, "cost/window_low": -1.0,
+        "cost/window_high": -1.0,
+    }, rel=1e-3)  # fmt: skip
+
+
+def test_whitening_follows_the_combination() -> None:
+    batch, plain = (frozen_at(2.0, whiten_advantages=on).targets(rollout()) for on in (True, False))
+    assert batch.advantages is not None and plain.advantages is not None
+    told = plain.advantages[plain.mask]
+    torch.testing.assert_close(batch.advantages[batch.mask], (told - told.mean()) / told.std(unbiased=False))
+
+
+def test_the_pid_controller_moves_lambda_where_the_settings_name_it() -> None:
+    algorithm = ppo_lag(multiplier="pid", pid={"kp": 0.5, "ki": 0.25, "kd": 0.0, "smoothing": 0.0})
+    metrics = algorithm.targets(rollout(costs=torch.full((3,), 2.0))).metrics
+    assert metrics["cost/lambda"] == pytest.approx(1 + 0.25 * 2 + 0.5 * 2)
+    other = ppo_lag(multiplier="pid", pid={"kp": 0.5, "ki": 0.25, "kd": 0.0, "smoothing": 0.0})
+    other.load_state_dict(json.loads(json.dumps(algorithm.state_dict())))
+    assert algorithm.targets(rollout(5)).metrics == other.targets(rollout(5)).metrics
+
+
+@pytest.mark.parametrize(("normalization", "terms"), [("token", 9), ("sequence", 3), ("constant", 3 * 16)])
+def test_the_cost_critic_s_loss_is_normalised_as_the_others_are(normalization: str, terms: int) -> None:
+    algorithm = frozen_at(1.0, normalization=normalization)
+    batch = algorithm.targets(rollout())
+    assert batch.cost_values is not None and batch.cost_returns is not None
+    _, means = algorithm.loss(batch, Forward(batch.logprobs, torch.zeros(3, 4), batch.values, batch.cost_values))
+    squares = ((batch.cost_returns - batch.cost_values) ** 2 / 2).masked_fill(~batch.mask, 0)
+    share = torch.tensor([4.0, 2.0, 3.0]) if normalization == "sequence" else torch.ones(3)
+    assert means["loss/cost_value"] == pytest.approx(((squares.sum(1) / share).sum().item(), terms), rel=1e-5)
+
+
+@pytest.mark.parametrize("normalization", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("micro", [1, 5])
+def test_micro_batches_change_no_gradient_and_no_mean(
+    normalization: str, micro: int, random_rollout: Any, update_gradient: Any
+) -> None:
+    algorithm = ppo_lag(entropy_coef=0.1, normalization=normalization)
+    batch = algorithm.targets(random_rollout(12))
+    (whole, means), (cut, cut_means) = (update_gradient(algorithm, batch, size) for size in (100, micro))
+    torch.testing.assert_close(cut, whole, atol=1e-6, rtol=1e-5)
+    assert cut_means == pytest.approx(means, rel=1e-5)
+    assert all(part.abs().sum() > 0 for part in whole)
+
+
 def test_ppo_lag_is_what_its_settings_name_and_needs_a_cost_model() -> None:
     settings = RLSettings(algorithm={"name": "ppo_lag"})  # type: ignore[arg-type]
     assert type(build(settings.algorithm, alone, 16)) is PPOLag and settings.teachers == ("reward", "cost")

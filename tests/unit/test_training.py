@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from components import tracking, training
+from components import storage, tracking, training
 from components.checkpoints import Checkpoints
 from components.settings import Compute, Optimizer, Training
 from components.termination import Terminated
@@ -185,13 +185,15 @@ class Stopped(Regression):
         return {"eval/draw": drawn}
 
 
-def start(objective: Stopped, folder: Path, every: int = 0) -> tuple[dict[str, float], list[torch.Tensor]]:
-    """The metrics and weights of a start of training, tracked in `folder`."""
+def start(
+    objective: Stopped, folder: Path, every: int = 0, place: str = ""
+) -> tuple[dict[str, float], list[torch.Tensor]]:
+    """The metrics and weights of a start of training, tracked in `folder`, with checkpoints below it or in `place`."""
     model = network(dropout=0.5)
     with tracking.track("test", {}, folder):
         metrics = fit(
             model, objective, points(64), SOME_EVALUATIONS, seed=1, label="test", evaluate=objective.evaluate,
-            checkpoints=Checkpoints(folder / "checkpoints", every),
+            checkpoints=Checkpoints(place or folder / "checkpoints", every),
         )  # fmt: skip
     return metrics, [parameter.detach().clone() for parameter in model.parameters()]
 
@@ -218,6 +220,16 @@ def test_sigterm_anywhere_writes_a_checkpoint_and_training_goes_on_from_it(where
         again = start(Stopped(), folder)
         assert again[0] == metrics and history(folder) == history(tmp_path / "whole")
         assert all(torch.equal(*pair) for pair in zip(again[1], weights, strict=True))
+
+
+def test_training_goes_on_in_another_place_from_a_checkpoint_in_an_object_store(store: str, tmp_path: Path) -> None:
+    metrics, weights = start(Stopped(), tmp_path / "whole")
+    with pytest.raises(Terminated):
+        start(Stopped(at_loss=8), tmp_path / "first pod", every=3, place=f"{store}/c")  # in the fourth update
+    assert storage.list_folders(f"{store}/c") == ["00000003", "00000004"]
+    again = start(Stopped(), tmp_path / "second pod", every=3, place=f"{store}/c")
+    assert again[0] == metrics and history(tmp_path / "second pod") == history(tmp_path / "whole")
+    assert all(torch.equal(*pair) for pair in zip(again[1], weights, strict=True))
 
 
 def test_rows_of_lost_updates_vanish_and_the_others_keep_their_times(tmp_path: Path) -> None:
