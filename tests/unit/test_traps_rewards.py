@@ -202,15 +202,17 @@ def test_the_best_of_more_is_better_and_strays_no_further_than_the_bound() -> No
         ("constant", None, [1 / 8, 1 / 8]),
     ],
 )
+@pytest.mark.parametrize("settings", [BestOfKSettings(), PPOSettings(), GRPOSettings(kl_coef=0)], ids=lambda s: s.name)
 def test_the_normalisation_decides_what_long_responses_weigh(
-    normalization: Any, constant: int | None, expected: list[float]
+    settings: Any, normalization: Any, constant: int | None, expected: list[float]
 ) -> None:
-    settings = BestOfKSettings(group_size=2, normalization=normalization, normalization_constant=constant)
-    algorithm = made(settings)
-    batch = algorithm.targets(rollout([1.0, 0.0, 1.0, 0.0], 2))
-    mask = torch.arange(4) < torch.tensor([[2], [4]])
-    batch = replace(batch, mask=mask)
-    logprobs = torch.full((2, 4), -1.0).requires_grad_()
+    fields = {"normalization": normalization, "normalization_constant": constant}
+    algorithm = made(settings.model_copy(update=fields))
+    mask, zeros = torch.arange(4) < torch.tensor([[2], [4]]), torch.zeros(2, 4)
+    old = torch.full((2, 4), -1.0)
+    known = {"advantages": torch.ones(2, 4), "values": zeros, "returns": zeros, "ref_logprobs": old}
+    batch = Batch(torch.zeros(2, 6, dtype=torch.long), torch.ones(2, 6, dtype=torch.bool), mask, old, **known)
+    logprobs = old.clone().requires_grad_()
     (loss_of(algorithm, batch, logprobs) / algorithm.terms(batch)).backward()
     assert logprobs.grad is not None
     for row in range(2):

@@ -97,6 +97,7 @@ def test_every_algorithm_starts_at_ratio_one(run_of: Any, algorithm: Any, rank: 
     batch = run.source.batch(0)
     assert len(batch) > 0 and batch.mask.sum() >= 10
     assert ratio_gap(batch, first_forward(run.networks, batch)) < 1e-4
+    assert batch.metrics["rollout/kl_k3"] < 1e-5  # the reference is read at the policy's temperature
 
 
 def test_dropout_or_another_temperature_would_show_in_the_first_ratio(run_of: Any) -> None:
