@@ -12,7 +12,7 @@ READY  := $(VENV)/.ready
 HALF   := $(VENV)/.unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint compile serve clean
+.PHONY: help setup run test lint mutation compile serve clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ test: lint ## lint, then every test
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy --no-error-summary
+
+mutation: $(READY) ## how many small mistakes in the algorithms the tests notice (some minutes)
+	@$(BIN)/python benchmarks/mutation.py $(ARGS)
 
 compile: $(READY) ## write pipeline.yaml, which Kubeflow runs
 	@$(BIN)/plumbline compile $(ARGS)

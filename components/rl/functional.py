@@ -93,7 +93,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         delta = rewards[:, place] + gamma * next_value - values[:, place]
         following = (delta + gamma * lam * following) * mask[:, place]
         advantages[:, place], next_value = following, values[:, place]
-    return advantages, (advantages + values).masked_fill(~mask, 0.0)
+    return advantages, advantages + values
 
 
 def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:

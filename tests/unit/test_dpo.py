@@ -82,6 +82,7 @@ def test_equal_ratios_are_no_right_order() -> None:
     total, means = dpo().loss(batch, forward_of(batch, 0.0, 0.0, 0.0, 0.0))
     assert total.item() == pytest.approx(2 * math.log(2))
     assert means["policy/pair_accuracy"] == (0, 2)
+    assert dpo().loss(batch, forward_of(batch, 0.5, 0.0, 0.0, -0.1))[1]["policy/pair_accuracy"] == (2, 2)
 
 
 def test_descent_makes_the_chosen_response_likelier_and_the_rejected_one_less_likely() -> None:

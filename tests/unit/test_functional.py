@@ -96,6 +96,9 @@ def test_no_gradient_comes_from_outside_the_mask(bad: float) -> None:
         loss(new).backward()
         assert new.grad is not None and torch.isfinite(new.grad).all()
         assert new.grad[0, 2] == 0 and (new.grad[0, :2] != 0).all()
+    new = torch.tensor([[0.15, 0.25, 0.0]], requires_grad=True)  # here the advantage alone is bad
+    clipped_policy_loss(new, torch.zeros(1, 3), target, mask, 0.2).total.backward()
+    assert new.grad is not None and new.grad[0, 2] == 0
 
 
 def test_whitened_values_have_mean_zero_and_deviation_one_over_the_mask() -> None:
@@ -241,6 +244,11 @@ def test_advantages_equal_the_brute_force_sum_over_deltas(gamma: float, lam: flo
     torch.testing.assert_close(returns, (expected + values) * mask)
 
 
+def test_a_response_of_one_token_has_the_advantage_of_its_reward_over_its_value() -> None:
+    advantages, returns = gae(torch.tensor([[3.0]]), torch.tensor([[1.0]]), torch.tensor([[True]]), 0.9, 0.8)
+    assert (advantages.tolist(), returns.tolist()) == ([[2]], [[3]])
+
+
 def test_nothing_leaks_across_the_end_of_a_response() -> None:
     rewards, values, mask = (
         random_numbers(4, 6, seed=13),
@@ -298,12 +306,12 @@ def test_descent_moves_a_logprob_towards_its_advantage_until_the_clip(
 
 def test_the_value_loss_by_hand() -> None:
     # Old value 0, clip 0.2. Value 1, return 2: max((1-2)^2, (0.2-2)^2) = 3.24.
-    # Value 1, return 0: max(1, 0.04) = 1.
-    # Value 0.1, return 1: 0.81 both ways. Half of 5.05.
-    values, returns = torch.tensor([[1.0, 1.0, 0.1, 5.0]]), torch.tensor([[2.0, 0.0, 1.0, 9.0]])
+    # Value 1.5, return 0: max(2.25, 0.04) = 2.25.
+    # Value 0.1, return 1: 0.81 both ways.
+    values, returns = torch.tensor([[1.0, 1.5, 0.1, 5.0]]), torch.tensor([[2.0, 0.0, 1.0, 9.0]])
     mask = torch.tensor([[True, True, True, False]])
     loss = clipped_value_loss(values, torch.zeros(1, 4), returns, mask, 0.2)
-    assert loss.item() == pytest.approx((3.24 + 1 + 0.81) / 2)
+    assert loss.item() == pytest.approx((3.24 + 2.25 + 0.81) / 2)
 
 
 def test_weights_give_every_token_its_share_of_a_loss() -> None:
@@ -331,15 +339,15 @@ def test_a_higher_upper_bound_leaves_the_lower_one() -> None:
 
 def test_dual_clip_bounds_the_objective_where_the_advantage_is_negative_and_nowhere_else() -> None:
     # Ratio 5: A=-1 max(-5, 3 * -1) = -3, A=-2 max(-10, -6) = -6; ratio 2, A=-1: -2 is above -3;
-    # ratio 5, A=+1: 1.2, as without; A=0: 0.
+    # ratio 5, A=+0.5: 0.6, as without; A=0: 0.
     ratios = torch.tensor([[5.0, 5.0, 2.0, 5.0, 5.0]], dtype=F64)
-    advantages = torch.tensor([[-1.0, -2.0, -1.0, 1.0, 0.0]], dtype=F64)
+    advantages = torch.tensor([[-1.0, -2.0, -1.0, 0.5, 0.0]], dtype=F64)
     mask, old = torch.ones(1, 5, dtype=torch.bool), torch.zeros(1, 5, dtype=F64)
     loss = clipped_policy_loss(ratios.log(), old, advantages, mask, 0.2, dual_clip=3.0)
-    assert loss.total.item() == pytest.approx(3 + 6 + 2 - 1.2)
+    assert loss.total.item() == pytest.approx(3 + 6 + 2 - 0.6)
     assert loss.clipped.item() == 3
     without = clipped_policy_loss(ratios.log(), old, advantages, mask, 0.2)
-    assert without.total.item() == pytest.approx(5 + 10 + 2 - 1.2)
+    assert without.total.item() == pytest.approx(5 + 10 + 2 - 0.6)
 
 
 def test_what_is_watched_carries_no_gradient() -> None:
@@ -356,12 +364,12 @@ def test_sums_and_means_over_responses_by_hand() -> None:
 
 
 def test_what_a_token_weighs_and_what_the_sum_is_divided_by() -> None:
-    mask = torch.tensor([[True, True, False, False], [True, True, True, True], [False] * 4])
+    mask = torch.tensor([[True, True, False, False], [True] * 4, [False] * 4, [True, False, False, False]])
     for name in ("token", "constant"):
         assert loss_weights(mask, name).tolist() == mask.float().tolist()
-    assert loss_weights(mask, "sequence").tolist() == [[0.5, 0.5, 0, 0], [0.25] * 4, [0] * 4]
+    assert loss_weights(mask, "sequence").tolist() == [[0.5, 0.5, 0, 0], [0.25] * 4, [0] * 4, [1, 0, 0, 0]]
     assert {name: loss_terms(mask, name, 10) for name in ("token", "sequence", "constant")} == {
-        "token": 6, "sequence": 3, "constant": 30
+        "token": 7, "sequence": 4, "constant": 40
     }  # fmt: skip
 
 

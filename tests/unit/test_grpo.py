@@ -217,8 +217,8 @@ def test_the_coefficient_moves_before_it_is_used_and_survives_json() -> None:
 
 
 def test_below_its_target_the_kl_may_cost_less() -> None:
-    given = rollout()
-    exact = 0.5 / 4  # k3's 1 - log 2 + log 2 - 1/2 nats on four responses
+    given = rollout(ref_logprobs=torch.where(MASK, -1.0, 8.0) + torch.tensor([[LOG2, 0.0, 5.0]] + [[0.0] * 3] * 3))
+    exact = (1 - LOG2) / 4  # k3's 2 - log 2 - 1 nats on four responses
     for target, sign in ((exact / 1.1, 1), (exact / 0.9, -1)):
         algorithm = grpo(kl_target=target, kl_horizon=8)
         assert algorithm.targets(given).metrics["policy/kl_coef"] == pytest.approx(0.1 * (1 + sign * 0.1 * 4 / 8))

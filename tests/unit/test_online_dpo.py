@@ -88,8 +88,9 @@ def test_identical_texts_are_dropped_whatever_they_scored_and_whatever_lies_behi
     assert batch.metrics == {"rollout/informative_pairs": 0.5}
 
 
-def test_a_text_and_its_beginning_are_not_identical() -> None:
-    ids = torch.tensor([[1, 2, 7, 8, 8], [1, 2, 7, 8, 8]])
+@pytest.mark.parametrize("last", [0, 1, 8])
+def test_a_text_and_its_beginning_are_not_identical(last: int) -> None:
+    ids = torch.tensor([[1, 2, 7, 8, last], [1, 2, 7, 8, last]])
     mask = torch.tensor([[True, True, True], [True, True, False]])
     assert len(online_dpo(2).targets(rollout([1.0, 2.0], 2, input_ids=ids, mask=mask))) == 2
 

@@ -164,7 +164,9 @@ def test_equal_returns_are_explained_by_equal_values_alone() -> None:
     # All returns are 1 under gamma 1 with a score of 1 and no KL: the variance to explain is 0
     flat = rollout(scores=torch.ones(2), values=torch.full((2, 3), 5.0))
     assert ppo(kl_coef=0.0).targets(flat).metrics["value/value_explained"] == 1.0
-    assert math.isfinite(ppo(kl_coef=0.0).targets(rollout(scores=torch.ones(2))).metrics["value/value_explained"])
+    # Values 0.5, 0.25, 1, 0, 1: the variance of the errors is theirs, over 1e-8
+    varied = ppo(kl_coef=0.0).targets(rollout(scores=torch.ones(2))).metrics["value/value_explained"]
+    assert varied == pytest.approx(1 - ((0.25 + 0.0625 + 1 + 1) / 5 - 0.55**2) / 1e-8, rel=1e-3)
 
 
 # Ratios 1.5, 0.5, 5 | 1.5, 1 with advantages 1, -1, -2 | 2, 0.5 and clip 0.2:

@@ -175,14 +175,15 @@ def test_a_missing_end_lowers_the_reward_and_not_the_cost() -> None:
 
 
 def test_state_survives_json_and_continues_exactly() -> None:
-    first = ppo_lag(cost_window=4)
-    for seed in range(3):
+    first, second = (ppo_lag(cost_window=8, kl_target=0.1, kl_horizon=20) for _ in range(2))
+    for seed in range(2):
         first.targets(rollout(seed))
-    second = ppo_lag(cost_window=4)
+    second.targets(rollout(7))  # all of it is to be forgotten
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.state_dict() == first.state_dict()
     assert torch.equal(first.targets(rollout(9)).advantages, second.targets(rollout(9)).advantages)
     assert second.multiplier.value == first.multiplier.value != 1.0
+    assert second.kl.coef == first.kl.coef != 0.1
 
 
 def test_no_gradient_reaches_the_multiplier_or_the_targets() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from components.models import load_scalar
 from components.records import Message, Preference
@@ -88,6 +89,71 @@ def test_pairs_share_the_prompt_and_end_with_the_end_token(tokenizer: Any) -> No
     shared = len(cut.chosen) - len(encode_response(tokenizer, "yes"))
     assert cut.chosen[:shared] == cut.rejected[:shared]  # one prompt for both, cut for the longer response
     assert cut.chosen[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_the_prompt_leaves_room_for_the_longer_response(tokenizer: Any, swap: bool) -> None:
+    short, long = (encode_response(tokenizer, text) for text in ("zoo", "no, never"))
+    assert short > long and len(short) < len(long)  # by their first ids, which must not decide
+    row = preference("no, never", "zoo") if swap else preference("zoo", "no, never")
+    (pair,) = encode_pairs([row], tokenizer, len(long) + 2)
+    first, second = (pair.rejected, pair.chosen) if swap else (pair.chosen, pair.rejected)
+    assert first[2:] == short and second[2:] == long and first[:2] == second[:2]
+
+
+def test_a_response_longer_than_everything_is_cut_and_keeps_one_prompt_token(tokenizer: Any) -> None:
+    long = encode_response(tokenizer, "never " * 20)
+    (pair,) = encode_pairs([preference("yes", "never " * 20)], tokenizer, 8)
+    assert pair.rejected[1:] == long[:7] and pair.chosen[0] == pair.rejected[0]
+
+
+class LastId(nn.Module):
+    """Scores every token by its id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.scale * ids.float()
+
+
+# Scores 3 over 1, 2 over 6, 4 over 4
+SCORED = [Pair([9, 3], [9, 9, 1], -1.0, 1.0), Pair([9, 9, 9, 2], [6], 0.0, -1.0), Pair([4], [9, 4], 0.0, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "right", "margin"),
+    [
+        ("reward", -log_sigmoid(2) - log_sigmoid(-4) - log_sigmoid(0), 1, 2 - 4),
+        # order, then the signs: -1 of 3, +1 of 1, -1 of 6
+        (
+            "cost",
+            -log_sigmoid(-2) - log_sigmoid(4) - log_sigmoid(0) - log_sigmoid(-3) - log_sigmoid(1) - log_sigmoid(-6),
+            1,
+            -2 + 4,
+        ),
+    ],
+)
+def test_the_objective_by_hand(kind: Any, loss: float, right: int, margin: float) -> None:
+    found = PairObjective(kind, 0.1, filler=0).loss(LastId(), SCORED)
+    squares = 0.1 * (9 + 1 + 4 + 36 + 16 + 16) / 2
+    assert found.total.item() == pytest.approx(loss + squares, rel=1e-5)
+    assert found.total.requires_grad
+    assert found.sums == {"train/accuracy": right, "train/margin": pytest.approx(margin)}  # a tie is not right
+
+
+def test_a_pair_is_one_term_and_costs_its_padded_tokens() -> None:
+    objective = PairObjective("reward", 0.0, filler=0)
+    assert [objective.length(pair) for pair in SCORED] == [6, 8, 4]
+    assert [objective.terms(pair) for pair in SCORED] == [1, 1, 1]
+
+
+def test_scored_pairs_keep_sides_and_order_and_the_model_ends_in_eval_mode() -> None:
+    model = LastId().train()
+    scores = score_pairs(model, PairObjective("reward", 0.0, filler=0), SCORED, batch_tokens=6)
+    assert (scores.chosen.tolist(), scores.rejected.tolist()) == ([3, 2, 4], [1, 6, 4])
+    assert not model.training and not scores.chosen.requires_grad
 
 
 @pytest.mark.parametrize("kind", ["reward", "cost"])
