@@ -11,17 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from components.errors import InputError, TrainingFailure
-from components.launch import FAILED_EXIT_CODE, INPUT_EXIT_CODE, STEPS, path_parameters, run_step, step_function
+from components.errors import InputError
+from components.launch import EXPECTED, STEPS, ending, path_parameters, run_step, step_function
 from components.outputs import claimed
-from components.termination import EXIT_CODE, Terminated
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0, or with one message 2 for what a person can fix, 1 for training that cannot go on.
-
-    143 when SIGTERM stopped the step after a checkpoint.
-    """
+    """The exit code: 0, or what `ending` says, with its message."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("components").setLevel(logging.INFO)
     try:
@@ -29,15 +25,10 @@ def main(arguments: list[str]) -> int:
             print(f"{__doc__}\nSteps: {', '.join(STEPS)}")
             return 0
         print(json.dumps(_run(arguments[0], arguments[1:]), indent=2))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_EXIT_CODE
-    except TrainingFailure as error:
-        print(f"error: {arguments[0]}: {error}", file=sys.stderr)
-        return FAILED_EXIT_CODE
-    except Terminated as stop:
-        print(f"{arguments[0]}: {stop}", file=sys.stderr)
-        return EXIT_CODE
+    except EXPECTED as error:
+        code, line = ending(error, arguments[0])
+        print(line, file=sys.stderr)
+        return code
     return 0
 
 

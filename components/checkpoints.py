@@ -24,6 +24,7 @@ from components.parsing import flattened
 
 logger = logging.getLogger(__name__)
 ROOT = "PLUMBLINE_CHECKPOINTS"
+ELSEWHERE = f"checkpoints=PLACE for a pipeline, {ROOT} for a step by hand"
 TENSORS, VALUES, DIGESTS = "tensors.safetensors", "values.json", "digests.json"
 
 
@@ -84,8 +85,9 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(
-                f"{self.place}: the checkpoint of update {update} cannot be written: {reason}. Make room there, or "
-                f"name another place in {ROOT}. Those before it stay, and the same command continues from them."
+                f"{self.place}: the checkpoint of update {update} cannot be written: {reason}. Make room or allow "
+                f"writing there, or name another place ({ELSEWHERE}). Those before it stay: the same command continues "
+                "from them."
             ) from error
         self._drop_around(update)
 
@@ -162,5 +164,5 @@ def _refuse_unwritable(folder: Path) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(
             f"{folder}: checkpoints cannot be written there: {existing} is "
-            f"{'not writable' if existing.is_dir() else 'a file'}. Change that, or name another place in {ROOT}."
+            f"{'not writable' if existing.is_dir() else 'a file'}. Change that, or name another place ({ELSEWHERE})."
         )

@@ -5,6 +5,7 @@ happened is left in `$PLUMBLINE_RUN_DIR/steps/<task>.json` for `plumbline run`, 
 step's process otherwise.
 """
 
+import errno
 import inspect
 import logging
 import math
@@ -29,6 +30,8 @@ RUN_DIR = "PLUMBLINE_RUN_DIR"
 FINGERPRINT = "PLUMBLINE_FINGERPRINT"
 INPUT_EXIT_CODE = 2
 FAILED_EXIT_CODE = 1
+EXPECTED = (InputError, TrainingFailure, termination.Terminated)
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def launch(
@@ -36,8 +39,7 @@ def launch(
 ) -> Metrics:
     """The metrics of a step run inside a Kubeflow task, on the task's artifacts (None where one is absent).
 
-    A mistake a person can fix ends the process with code 2 and its message alone, training that cannot go on with
-    code 1 and SIGTERM with 143, once a checkpoint is written; anything else is raised.
+    What needs no traceback ends the process with its message alone, as `ending` says; anything else is raised.
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
     logging.getLogger("components").setLevel(logging.INFO)
@@ -46,18 +48,12 @@ def launch(
     started = time.monotonic()
     try:
         values = run_step(step, settings, paths, metrics_file=Path(metrics.path), task=task)
-    except InputError as error:
-        _record(task, started, status="failed", kind="input", error=str(error))
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(INPUT_EXIT_CODE)
-    except TrainingFailure as error:
-        _record(task, started, status="failed", kind="failure", error=str(error))
-        print(f"error: {task}: {error}", file=sys.stderr)
-        sys.exit(FAILED_EXIT_CODE)
-    except termination.Terminated as stop:
-        _record(task, started, status="stopped", error=str(stop))
-        print(f"{task}: {stop}", file=sys.stderr)
-        sys.exit(termination.EXIT_CODE)
+    except EXPECTED as error:
+        code, line = ending(error, task)
+        kind = {INPUT_EXIT_CODE: {"kind": "input"}, FAILED_EXIT_CODE: {"kind": "failure"}}.get(code, {})
+        _record(task, started, status="failed" if kind else "stopped", error=str(error), **kind)
+        print(line, file=sys.stderr)
+        sys.exit(code)
     except Exception as error:
         _record(task, started, status="failed", kind="failure", error=f"{type(error).__name__}: {error}")
         raise
@@ -68,21 +64,47 @@ def launch(
     return values
 
 
+def ending(error: BaseException, task: str) -> tuple[int, str]:
+    """The exit code and the one line for an end that needs no traceback, one of EXPECTED.
+
+    2 for a mistake that a person can fix, 1 for training that cannot go on, 143 for SIGTERM.
+    """
+    match error:
+        case InputError():
+            return INPUT_EXIT_CODE, f"error: {error}"
+        case TrainingFailure():
+            return FAILED_EXIT_CODE, f"error: {task}: {error}"
+    return termination.EXIT_CODE, f"{task}: {error}"
+
+
 def run_step(
     step: str, settings: Mapping[str, Any], paths: Mapping[str, Path | None], *, metrics_file: Path, task: str
 ) -> Metrics:
     """The metrics of a step run on local paths; also written to `metrics_file`, with metrics.jsonl beside it.
 
-    Raises InputError for settings that do not fit the step, and whatever the step raises.
+    Raises InputError for settings that do not fit the step and for a full or unwritable disk, Terminated after SIGTERM,
+    and whatever the step raises.
     """
     # Threads that wait for work spin a little, not for milliseconds: on shared cores that costs a third of the speed.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     parsed = parse(settings_class(step), settings, prefix=(task,))
     run = step_function(step)
-    with tracking.track(task, parsed.model_dump(mode="json"), metrics_file.parent) as tracker:
-        values = {name: float(value) for name, value in run(parsed, **paths).items()}
-        tracker.finish(values)
-    write_json(metrics_file, values)
+    try:
+        with (
+            termination.watch() as watch,
+            watch.interruptible(),
+            tracking.track(task, parsed.model_dump(mode="json"), metrics_file.parent) as tracker,
+        ):
+            values = {name: float(value) for name, value in run(parsed, **paths).items()}
+            tracker.finish(values)
+        write_json(metrics_file, values)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise InputError(
+            f"{error.filename or metrics_file.parent}: {error.strerror}. Make room or allow writing there, then start "
+            "the same command again; it continues from a checkpoint where there is one."
+        ) from error
     return values
 
 

@@ -165,14 +165,8 @@ def with_lora(model: Any, lora: Lora, task_type: str = "CAUSAL_LM") -> Any:
         return model
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules="all-linear",
-        task_type=task_type,
-    )
-    return get_peft_model(model, config)
+    sizes: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    return get_peft_model(model, LoraConfig(**sizes, target_modules="all-linear", task_type=task_type))
 
 
 def save_model(
@@ -218,7 +212,10 @@ def _architectures(folder: Path) -> list[str]:
 
 
 def _write(model: Any, tokenizer: Tokenizer, folder: Path, card: ModelCard) -> None:
-    merged(model).save_pretrained(str(folder), safe_serialization=True)
+    try:
+        merged(model).save_pretrained(str(folder), safe_serialization=True)
+    except SafetensorError as error:  # what its writer makes of a full disk
+        raise InputError(f"{folder}: the model cannot be written: {error}. Make room there and start again.") from error
     tokenizer.save_pretrained(str(folder))
     card.write(folder)
 

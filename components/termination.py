@@ -1,6 +1,6 @@
-"""SIGTERM during training: the update at hand is finished, a checkpoint written, and the step ends with code 143.
+"""SIGTERM while a step runs: outside training it ends at once, inside training with a checkpoint after the update.
 
-Outside of `watch` the signal does what it does by default.
+Either way the exit code is 143. What is not watched dies of the signal, as by default.
 """
 
 import signal
@@ -16,7 +16,7 @@ class Terminated(BaseException):
     """The step was asked to stop and has kept what it needs to continue; no error, so no `except Exception` ends it."""
 
     def __str__(self) -> str:
-        return "stopped by SIGTERM after its checkpoint; the same command continues from there."
+        return "stopped by SIGTERM; the same command continues from the newest checkpoint, where there is one."
 
 
 class Watch:
@@ -34,12 +34,17 @@ class Watch:
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Inside, SIGTERM raises Terminated at once, also one that came before."""
-        self._at_once = True
-        try:
+        with self._set(at_once=True):
             self.check()
             yield
+
+    @contextmanager
+    def _set(self, at_once: bool) -> Iterator[None]:
+        before, self._at_once = self._at_once, at_once
+        try:
+            yield
         finally:
-            self._at_once = False
+            self._at_once = before
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
@@ -47,15 +52,29 @@ class Watch:
             raise Terminated
 
 
+_active: Watch | None = None
+
+
 @contextmanager
 def watch() -> Iterator[Watch]:
-    """Notes SIGTERM instead of dying of it; off the main thread, which has no signals, nothing."""
-    noted = Watch()
+    """Notes SIGTERM instead of dying of it; off the main thread, which has no signals, nothing.
+
+    Inside another watch it is that one, and SIGTERM is noted only, until the block ends.
+    """
+    global _active
     if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-    before = signal.signal(signal.SIGTERM, noted._asked)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        yield Watch()
+    elif _active is not None:
+        outer = _active
+        with outer._set(at_once=False):
+            yield outer
+        if outer._at_once:
+            outer.check()
+    else:
+        _active = Watch()
+        before = signal.signal(signal.SIGTERM, _active._asked)
+        try:
+            yield _active
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            _active = None

@@ -39,6 +39,7 @@ class Tracker:
 
     def __init__(self, folder: Path, run: MlflowRun | None) -> None:
         self.folder = folder
+        self.history: list[Row] = []
         self._file = folder / METRICS_FILE
         self._run = run
         self._rows: list[tuple[str, float, int, int]] = []
@@ -50,22 +51,17 @@ class Tracker:
         """The MLflow run's id; None when nothing is tracked there."""
         return self._run.run_id if self._run else None
 
-    def log_metrics(self, row: Row) -> None:
+    def log_metrics(self, rows: Sequence[Row]) -> None:
         """Append to metrics.jsonl now and to MLflow with the next batch."""
         with self._file.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
-        self._send(row)
+            lines = (json.dumps({"update": row.update, "time": row.time, **row.metrics}) + "\n" for row in rows)
+            file.write("".join(lines))
+        self.history += rows
+        for row in rows:
+            self._update, at = row.update, round(row.time * 1000)
+            self._rows += [(name, float(value), at, row.update) for name, value in row.metrics.items()]
         if len(self._rows) >= MAX_BATCH or time.monotonic() - self._flushed_at > FLUSH_S:
             self.flush()
-
-    def replay(self, rows: Sequence[Row]) -> None:
-        """Make metrics.jsonl hold exactly these rows, and give them to MLflow with the times they have."""
-        temporary = self._file.with_name(f".{self._file.name}.part")
-        temporary.write_text("".join(map(_line, rows)), encoding="utf-8")
-        temporary.replace(self._file)
-        for row in rows:
-            self._send(row)
-        self.flush()
 
     def log_alert(self, name: str, update: int, message: str) -> None:
         """Append to alerts.jsonl, and tag the MLflow run with the latest alert of this name."""
@@ -82,11 +78,6 @@ class Tracker:
         rows, self._rows, self._flushed_at = self._rows, [], time.monotonic()
         if rows:
             self.attempt(lambda run: run.log_metrics(rows))
-
-    def _send(self, row: Row) -> None:
-        self._update = row.update
-        at = round(row.time * 1000)
-        self._rows += [(name, float(value), at, row.update) for name, value in row.metrics.items()]
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Send everything, and the step's final numbers."""
@@ -112,14 +103,22 @@ def log_metrics(metrics: Mapping[str, float], update: int) -> Row:
     """Track numbers of an update of the step that runs (nothing outside a step or off rank 0); gives the row back."""
     row = Row(update, round(time.time(), 3), dict(metrics))
     if _active is not None and _is_first_rank():
-        _active.log_metrics(row)
+        _active.log_metrics([row])
     return row
 
 
 def replay(rows: Sequence[Row]) -> None:
-    """Track the rows of a checkpoint's history once more, and no other: those of lost updates are gone."""
+    """Track the rows of a checkpoint's history, with the times they have, in place of those of an earlier start.
+
+    A step that starts again begins its metrics.jsonl anew, so that the rows of updates that were lost are gone.
+    """
     if _active is not None and _is_first_rank():
-        _active.replay(rows)
+        _active.log_metrics(rows)
+
+
+def history() -> list[Row]:
+    """Every row of the step that runs, replayed ones too; none outside a step and off rank 0."""
+    return list(_active.history) if _active is not None and _is_first_rank() else []
 
 
 def log_alert(name: str, update: int, message: str) -> None:
@@ -171,11 +170,6 @@ def without_password(shown: object) -> str:
     A password may hold any character but white space, so everything up to the last @ goes.
     """
     return re.sub(r"://(?:[^\s/:@]*:\S*|[^\s/]*)@", "://", str(shown))
-
-
-def _line(row: Row) -> str:
-    """A row as metrics.jsonl has it."""
-    return json.dumps({"update": row.update, "time": row.time, **row.metrics}) + "\n"
 
 
 def _step_run(name: str) -> MlflowRun | None:

@@ -58,8 +58,11 @@ def fit(
     label: str,
     evaluate: Callable[[], Metrics],
     checkpoints: Checkpoints,
+    prefix: str = "",
 ) -> Metrics:
     """Train `model` on `rows`; returns the last evaluation and the training metrics.
+
+    `prefix` stands before the names of the metrics that are tracked, where one step trains several models.
 
     Continues from the newest checkpoint where there is one. The order of the rows depends on the seed alone. The
     checkpoints stay until the caller has saved the model and clears them. Raises Terminated after SIGTERM, once the
@@ -68,12 +71,12 @@ def fit(
     plan = list(_plan(objective, rows, settings, seed))
     updater = Updater(model, settings.optimizer, settings.compute, len(plan))
     with termination.watch() as watch:
-        course = _Course(label, updater, settings.eval_every, evaluate, checkpoints, watch)
+        course = _Course(label, updater, settings.eval_every, evaluate, checkpoints, watch, prefix)
         course.resume()
         for batches in plan[updater.update :]:
             course.finish(_update(updater, objective, [[rows[i] for i in batch] for batch in batches]))
     model.eval()
-    return dict(course.history[-1].metrics) if course.history else evaluate()
+    return course.last() if course.history else evaluate()
 
 
 class _Course:
@@ -87,9 +90,10 @@ class _Course:
         evaluate: Callable[[], Metrics],
         checkpoints: Checkpoints,
         watch: termination.Watch,
+        prefix: str,
     ) -> None:
         self.label, self.updater, self.eval_every, self.evaluate = label, updater, eval_every, evaluate
-        self.checkpoints, self.watch = checkpoints, watch
+        self.checkpoints, self.watch, self.prefix = checkpoints, watch, prefix
         self.history: list[tracking.Row] = []
         self.progress = Progress(label, updater.total_updates)
 
@@ -106,12 +110,16 @@ class _Course:
         if checkpoint.values["unfinished"] is not None:
             self.finish(checkpoint.values["unfinished"])
 
+    def last(self) -> Metrics:
+        """The numbers of the last update."""
+        return {name.removeprefix(self.prefix): value for name, value in self.history[-1].metrics.items()}
+
     def finish(self, metrics: Metrics) -> None:
         """Evaluate where it is time, log, and write a checkpoint where it is time or the step is to stop."""
         update = self.updater.update
         if update == self.updater.total_updates or (self.eval_every and update % self.eval_every == 0):
             metrics = metrics | self._evaluated(metrics)
-        self.history.append(tracking.log_metrics(metrics, update))
+        self.history.append(tracking.log_metrics({self.prefix + name: metrics[name] for name in metrics}, update))
         self.progress.advance(loss=metrics["loss/train"])
         if self.checkpoints.due(update) or self.watch.requested:
             self._save(None)

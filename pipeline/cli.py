@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from components.errors import InputError
-from components.launch import INPUT_EXIT_CODE
+from components.launch import EXPECTED, ending
 
 app = typer.Typer(
     help="RLHF on Kubeflow: from raw human feedback to an aligned, evaluated, deployed model.",
@@ -29,12 +28,13 @@ ServingDir = Annotated[Path, typer.Option("--dir", help="The folder that deploy 
 
 
 def main() -> None:
-    """Run the command; a mistake that a person can fix is one message and exit code 2."""
+    """Run the command; a mistake that a person can fix is one message and exit code 2, and so on, as `ending` says."""
     try:
         app()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(INPUT_EXIT_CODE)
+    except EXPECTED as error:
+        code, line = ending(error, sys.argv[1])
+        print(line, file=sys.stderr)
+        sys.exit(code)
 
 
 @app.command()

@@ -6,7 +6,7 @@ imports with `ast`, without importing anything.
 
 import ast
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def fingerprints(settings: Settings) -> dict[str, str]:
     libraries = {name: version(name) for name in LIBRARIES}
     digests = {}
     for task in settings.tasks():
-        named = _judge(settings) if task == "evaluate" else []
+        named = [file for name in _functions(settings, task) for file in _file_of(name)]
         files = code_files(STEP_OF_TASK.get(task, task), also=named)
         code = {_name(path): file_sha256(path) for path in files}
         sources = dict(_sources(settings, task))
@@ -50,11 +50,22 @@ def code_files(step: str, root: Path = ROOT, also: Sequence[Path] = ()) -> list[
     return sorted(reached)
 
 
-def _judge(settings: Settings) -> list[Path]:
-    """The file of the judge that evaluate is told of; a name that leads nowhere is for the step to explain."""
-    module = settings.evaluate.judge.partition(":")[0]
+def _functions(settings: Settings, task: str) -> list[str]:
+    """The functions of a person's own that a task calls, as `module:function`."""
+    if task == "evaluate":
+        return [settings.evaluate.judge] if settings.evaluate.judge else []
+    if task != "rl":
+        return []
+    scorers = (settings.rl.reward_scorer, settings.rl.cost_scorer)
+    names = [scorer.name for scorer in scorers if scorer.kind == "function"]
+    points = {point.name: point.value for point in entry_points(group="plumbline.scorers")}
+    return [points.get(name, name) for name in names]
+
+
+def _file_of(function: str) -> list[Path]:
+    """The file of `module:function`; a name that leads nowhere is for the step to explain."""
     try:
-        spec = find_spec(module) if module else None
+        spec = find_spec(function.partition(":")[0])
     except (ImportError, ValueError):
         return []
     return [Path(spec.origin)] if spec and spec.origin and spec.origin.endswith(".py") else []

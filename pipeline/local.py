@@ -27,6 +27,7 @@ from pipeline.documents import write_document
 from pipeline.ledger import ADDRESS, Ledger
 from pipeline.observer import Ending, StepFailed, observed
 from pipeline.promotion import stands
+from pipeline.resources import CHECKPOINTS
 from pipeline.runs import RunFolder, shown
 from pipeline.screen import Screen
 from pipeline.summary import Result, read_alerts, read_metrics, status_of, summarize
@@ -35,6 +36,8 @@ from pipeline.surroundings import environment
 INTERRUPTED_EXIT_CODE = 130
 STOPPED = "stopped"
 TAIL_LINES = 20
+KILLED, TERMINATED = ((-number, 128 + number) for number in (signal.SIGKILL, signal.SIGTERM))
+"""The codes of a process that died of a signal, and of the shell that ran it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def run(plan: Plan, runs_dir: Path, screen: Screen) -> int:
             {
                 ADDRESS: ledger.address,
                 RUN_DIR: str(folder.path),
-                "PLUMBLINE_CHECKPOINTS": str(runs_dir / ".checkpoints"),
+                CHECKPOINTS: plan.settings.get("checkpoints") or str(runs_dir / ".checkpoints"),
                 "TMPDIR": scratch,
             }
         ),
@@ -178,7 +181,7 @@ class _Attempt:
         recorded = self.folder.recorded(ending.task)
         error = recorded.get("error") or _exit_text(ending.exit_code)
         if not recorded:
-            status = STOPPED if ending.exit_code == -signal.SIGTERM else "failed"
+            status = STOPPED if ending.exit_code in TERMINATED else "failed"
             self.folder.record(ending.task, status=status, kind="failure", error=error, seconds=ending.seconds)
         fixable = recorded.get("kind") == "input"
         alerts = read_alerts(ending.folder)
@@ -228,8 +231,8 @@ def _complain(text: str) -> None:
 
 def _exit_text(code: int) -> str:
     """What an exit code says about a process that recorded nothing."""
-    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+    if code in KILLED:
         return "its process was killed, most likely for want of memory"
-    if code == -signal.SIGTERM:
+    if code in TERMINATED:
         return "stopped by SIGTERM"
     return f"its process ended with code {code}"

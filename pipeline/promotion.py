@@ -15,13 +15,14 @@ DEPLOYMENT = "deployment/deployment.json"
 
 
 def anchored(settings: Settings) -> Settings:
-    """The settings with the folders of upload and deploy as absolute paths.
+    """The settings with the folders of checkpoints, upload and deploy as absolute paths.
 
     A run from another folder then has another cache key, and what was cached is looked for where it was put.
     """
     upload, deploy = settings.upload, settings.deploy
     return settings.model_copy(
         update={
+            "checkpoints": settings.checkpoints and _absolute(settings.checkpoints),
             "upload": upload.model_copy(update={"registry": _absolute(upload.registry)}),
             "deploy": deploy.model_copy(update={"serving_dir": _absolute(deploy.serving_dir)}),
         }

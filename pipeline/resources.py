@@ -1,4 +1,4 @@
-"""Images, GPUs, CPU, memory and retries on the tasks of a compiled pipeline."""
+"""Images, GPUs, CPU, memory, retries and the place of checkpoints on the tasks of a compiled pipeline."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,10 @@ from kfp.dsl import PipelineTask
 
 from pipeline.settings import Settings
 
-RUNS_A_MODEL = {"base", "sft", "reward", "cost", "rl", "evaluate", "infer"}
+TRAINS = {"base", "sft", "reward", "cost", "rl"}
+RUNS_A_MODEL = TRAINS | {"evaluate", "infer"}
+CHECKPOINTS = "PLUMBLINE_CHECKPOINTS"
+"""The variable that tells a step where its checkpoints are."""
 Equip = Callable[[str, PipelineTask], None]
 
 
@@ -21,5 +24,8 @@ def equip(settings: Settings) -> Equip:
             node.set_accelerator_type(wanted.gpu_type).set_accelerator_limit(wanted.gpus)
         if wanted.retries:
             node.set_retry(wanted.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="1800s")
+
+        if settings.checkpoints and task in TRAINS:
+            node.set_env_variable(CHECKPOINTS, settings.checkpoints)
 
     return on

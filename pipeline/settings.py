@@ -127,6 +127,9 @@ class Settings(Group):
     """Where it is served."""
     infer: InferSettings = InferSettings()
     """The prompts answered with the deployed model."""
+    checkpoints: str | None = Field(None, min_length=1)
+    """Where training keeps its checkpoints, so that a task that is tried again continues: a gs:// address, or a folder
+    that every attempt sees. Absent, a local run keeps them beside its runs, a cluster's task beside its output."""
     resources: Resources = Resources()
     """What each task asks of the cluster."""
     images: Images = Images()
@@ -169,6 +172,17 @@ class Settings(Group):
                 raise ValueError(
                     f"{task}.dimension is {dimension}; validate.dimensions is [{', '.join(self.validate.dimensions)}]. "
                     f"Add {dimension} there, so that data without it is refused before anything is trained."
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _ensembles(self) -> Self:
+        """A scorer that wants several models finds several."""
+        for task, scorer in (("reward", self.rl.reward_scorer), ("cost", self.rl.cost_scorer)):
+            if scorer.kind == "ensemble" and getattr(self, task).members < 2:
+                raise ValueError(
+                    f"rl.{task}_scorer.kind is ensemble; {task}.members is {getattr(self, task).members}. Set it to 2 "
+                    "or more, so that there are models to disagree."
                 )
         return self
 

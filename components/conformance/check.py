@@ -53,14 +53,17 @@ def load_library(name: str) -> ModuleType:
 
 
 def check_vectors(library: ModuleType, vectors: Sequence[Vector], dtype: torch.dtype) -> list[Outcome]:
-    """The outcome of every vector. Raises InputError for a module that offers none of the functions."""
+    """The outcome of every vector.
+
+    Raises InputError for a module that offers none of the functions, or excuses what does not exist.
+    """
     names = sorted({vector.function for vector in vectors})
     if not any(callable(getattr(library, name, None)) for name in names):
         raise InputError(
             f"--against: {library.__name__} has none of the functions {', '.join(names)}. "
             "plumbline conformance --functions prints their arguments."
         )
-    differences: Mapping[str, str] = getattr(library, "DIFFERENCES", {})
+    differences = declared_differences(library, vectors)
     outcomes = []
     for vector in vectors:
         function = getattr(library, vector.function, None)
@@ -70,6 +73,22 @@ def check_vectors(library: ModuleType, vectors: Sequence[Vector], dtype: torch.d
         else:
             outcomes.append(Outcome(vector, "not offered"))
     return outcomes
+
+
+def declared_differences(library: ModuleType, vectors: Sequence[Vector]) -> Mapping[str, str]:
+    """What differs on purpose, by vector or function. Raises InputError for names that are neither."""
+    declared = getattr(library, "DIFFERENCES", {})
+    key = f"--against: {library.__name__}.DIFFERENCES"
+    known = {name for vector in vectors for name in (vector.name, vector.function)}
+    if not isinstance(declared, Mapping) or not all(isinstance(reason, str) for reason in declared.values()):
+        raise InputError(f"{key} is {declared!r}; accepted: vector names to reasons.")
+    for name in declared:
+        if name not in known:
+            raise InputError(
+                f"{key} names {name!r}, which is no vector; accepted: function, or "
+                "function/vector, as plumbline conformance prints them."
+            )
+    return declared
 
 
 def check_vector(function: Callable[..., Any], vector: Vector, dtype: torch.dtype, difference: str = "") -> Outcome:

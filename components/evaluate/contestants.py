@@ -16,6 +16,7 @@ from components.evaluate.settings import EvaluateSettings
 from components.generation import Response, respond
 from components.likelihood import demonstration_passages, evaluate_likelihood
 from components.models import load_policy, response_logprobs
+from components.precision import serving_dtype
 from components.progress import Progress
 from components.records import Conversation, Demonstration
 from components.tokens import Tokenizer, encode_prompt, load_tokenizer, pad
@@ -65,7 +66,7 @@ def observe(
 
     The model leaves memory with the return, so that only one is held at a time.
     """
-    model = load_policy(folder, settings.dtype)
+    model = load_policy(folder, serving_dtype() if settings.dtype == "serving" else settings.dtype)
     responses = respond(model, tokenizer, prompts, settings.generation, settings.seed)
     judged = responses if sampled is None else sampled
     logprobs = _logprobs(model, tokenizer, prompts, judged, settings)

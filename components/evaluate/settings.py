@@ -42,7 +42,7 @@ class EvaluateSettings(StepSettings):
     """Rewards this close are a tie, which counts half in the win rate; in standard deviations of rewards."""
     batch_tokens: int = Field(8192, ge=16)
     """Tokens in a batch, padding included, when likelihoods are computed (as in training)."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """What the policies are held in; bf16 halves the memory of large models on a GPU."""
+    dtype: Literal["serving", "fp32", "bf16"] = "serving"
+    """What the policies are held in; `serving` is what they are served in: bf16 on a GPU, fp32 elsewhere."""
     num_samples_shown: int = Field(20, ge=0)
     """Pairs of responses on the report's page; all of them are in samples.jsonl."""

@@ -16,6 +16,7 @@ from components.generation import Response, respond
 from components.infer.prompts import read_prompts
 from components.infer.settings import InferSettings
 from components.models import load_policy
+from components.precision import serving_dtype
 from components.records import Conversation, Prompt
 from components.release import Deployment, Release
 from components.scoring import load_scorer
@@ -47,7 +48,8 @@ def run(
     with _deployed(Release.read(release), Deployment.read(deployment)) as (folder, digest):
         tokenizer = _tokenizer(folder)
         logger.info("infer: %d prompts, model %s in %s", len(prompts), digest, folder)
-        answers = respond(load_policy(folder), tokenizer, conversations, settings.generation, settings.seed)
+        model = load_policy(folder, serving_dtype())
+        answers = respond(model, tokenizer, conversations, settings.generation, settings.seed)
     scores = _scores({"reward": reward, "cost": cost}, conversations, answers)
     _write(responses / RESPONSES, prompts, answers, scores, digest)
     parents = {"data": data, "release": release, "deployment": deployment, "reward": reward}

@@ -2,8 +2,8 @@
 
 The first model sees every pair once per epoch. Each further one sees a bootstrap resample of as many pairs, drawn
 with replacement, in another order (Breiman 1996, "Bagging Predictors"): what the pairs leave open, such models fill
-in differently, so their disagreement says how far a score is from what the pairs teach. Other seeds alone would not
-do: all models start from the same backbone with a head at zero.
+in differently, so that they disagree where the pairs do not settle a score. Another order alone would vary them less:
+all start from the same backbone with a head at zero.
 """
 
 import logging
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from components import tracking
 from components.artifacts import Metrics, ModelCard, folder_digest
 from components.checkpoints import Checkpoints
 from components.models import ScalarModel, merged, scalar_from_policy, with_lora
@@ -86,6 +87,7 @@ def train_member(lesson: Lesson, number: int) -> Trained:
             score_pairs(scalar, objective, lesson.test, budget), lesson.test, settings.kind
         ),
         checkpoints=lesson.checkpoints(number),
+        prefix=f"member_{number}/" if number else "",
     )
     some = random.Random(settings.seed).sample(lesson.train, min(settings.normalization_pairs, len(lesson.train)))
     mean, std = normalization(scalar, objective, some, budget) if settings.normalize else (0.0, 1.0)
@@ -95,16 +97,21 @@ def train_member(lesson: Lesson, number: int) -> Trained:
 def finish_member(lesson: Lesson, number: int) -> None:
     """Leave a checkpoint with member `number` as it is when trained, unless an interrupted run has left it already.
 
-    Its weights and its normalisation, and nothing of the optimiser, so that all members together take little room.
+    Its weights, its normalisation and the metrics of its updates, and nothing of the optimiser, so that all members
+    together take little room.
     """
     finished = lesson.checkpoints(number, finished=True)
-    if finished.latest():
+    if checkpoint := finished.latest():
         logger.info("%s: member %d is trained already", lesson.settings.kind, number)
+        tracking.replay([tracking.Row(*row) for row in checkpoint.values["history"]])
+        lesson.checkpoints(number).clear()
         return
     logger.info("%s: member %d of %d further ones", lesson.settings.kind, number, lesson.settings.members - 1)
+    before = len(tracking.history())
     trained = train_member(lesson, number)
     weights = dict(trained.model.named_parameters())
-    finished.save(1, weights, {"mean": trained.card.score_mean, "std": trained.card.score_std})
+    values = {"mean": trained.card.score_mean, "std": trained.card.score_std, "history": tracking.history()[before:]}
+    finished.save(1, weights, values)
     lesson.checkpoints(number).clear()
 
 

@@ -94,8 +94,11 @@ class PPOLagSettings(PPOSettings):
     """Which algorithm this is."""
     kl_coef: float = Field(0.01, ge=0)
     """As for PPO; it enters both streams in full, so safe-rlhf halves it to 0.01."""
+    constrain: Literal["cost", "unsafe"] = "cost"
+    """What is kept under the limit: the mean cost of a response (safe-rlhf), or the share of responses whose cost is
+    above 0."""
     cost_limit: float = 0.0
-    """The mean cost of a response to stay under, in units of the cost model's deviation; 0 is its boundary."""
+    """For `cost` in units of the cost model's deviation, 0 being its boundary; for `unsafe` a share, such as 0.01."""
     multiplier: Literal["log", "pid"] = "log"
     """How lambda moves: gradient ascent on its logarithm (safe-rlhf), or a PID controller, which oscillates less."""
     lambda_init: float = Field(1.0, gt=0)
@@ -115,6 +118,10 @@ class PPOLagSettings(PPOSettings):
     def _within_bound(self) -> Self:
         if self.lambda_init > self.lambda_max:
             raise ValueError(f"lambda_init {self.lambda_init} is above lambda_max {self.lambda_max}; lower it.")
+        if self.constrain == "unsafe" and not 0 < self.cost_limit < 1:
+            raise ValueError(
+                f"cost_limit is {self.cost_limit} and constrain is unsafe; accepted: a share above 0 and below 1."
+            )
         return self
 
 

@@ -17,16 +17,19 @@ from components.rl.settings import RLSettings
 from components.rl.stream import Stream
 from components.rl.types import Algorithm, Source
 from components.scoring import build_scorer
-from components.tokens import Tokenizer
+from components.tokens import Tokenizer, load_tokenizer
 
 
 def build_networks(settings: RLSettings, policy: Path, reward: Path | None, cost: Path | None) -> Networks:
     """The policy and its critics, as they start: from the scalar models, or as heads on the policy.
 
     Where scores come from elsewhere and there is no scalar model, the critic starts from the policy.
+    Labelled pairs were sampled at no temperature: dpo compares plain log-probabilities. Raises InputError when a
+    critic would read the policy's tokens by another vocabulary.
     """
     model = with_lora(load_policy(policy), settings.lora)
     folders = {"value": reward, "cost_value": cost}
+    temperature = 1.0 if isinstance(settings.algorithm, DPOSettings) else settings.generation.temperature
 
     def critic(name: str) -> ScalarModel | SharedHead | None:
         if name not in settings.critics:
@@ -34,9 +37,21 @@ def build_networks(settings: RLSettings, policy: Path, reward: Path | None, cost
         if settings.share_backbone:
             return SharedHead(model.config.hidden_size).to(device())
         folder = folders[name]
-        return scalar_from_policy(policy) if folder is None else load_scalar(folder)
+        if folder is None:
+            return scalar_from_policy(policy)
+        _check_vocabulary(policy, folder)
+        return load_scalar(folder)
 
-    return Networks(model, critic("value"), critic("cost_value"), settings.generation.temperature)
+    return Networks(model, critic("value"), critic("cost_value"), temperature)
+
+
+def _check_vocabulary(policy: Path, scalar: Path) -> None:
+    if load_tokenizer(policy).get_vocab() != load_tokenizer(scalar).get_vocab():
+        raise InputError(
+            f"{scalar}: its vocabulary is not that of the policy in {policy}, whose tokens the critic that starts from "
+            "it would read. Train it from the policy's own base, set rl.share_backbone to true, or take an algorithm "
+            "without a critic."
+        )
 
 
 def build_reference(settings: RLSettings, networks: Networks, policy: Path) -> Reference:

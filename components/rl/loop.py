@@ -18,6 +18,7 @@ from components.artifacts import Metrics
 from components.checkpoints import Checkpoint, Checkpoints
 from components.monitoring import Monitor
 from components.progress import Progress
+from components.randomness import random_states
 from components.rl.settings import RLSettings
 from components.rl.types import Batch, Forward, Learner, Means, Source
 from components.termination import Terminated, Watch, watch
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 SHOWN = ("rollout/score", "rollout/cost", "rollout/kl_k3", "policy/pair_accuracy", "cost/lambda")
 """The metrics beside the progress bar."""
+SHUFFLES = 1 << 40
+"""Apart from the seeds of the passes over the prompts."""
 PENDING = "batch."
 """Before the names of the tensors of a batch that a checkpoint finds half learned from."""
 
@@ -120,7 +123,7 @@ class _Loop:
 
     def _next_batch(self, stop: Watch) -> Batch:
         """The next batch; when SIGTERM breaks it off, it is to be made again."""
-        before = self.source.state(), self.learner.state_dict()
+        before = self.source.state() | random_states(), self.learner.state_dict()
         try:
             with stop.interruptible():
                 batch = self.source.batch(self.course.number)
@@ -131,7 +134,7 @@ class _Loop:
         return batch
 
     def _plan(self, batch: Batch) -> list[Tensor]:
-        seed = self.settings.seed * 1_000_003 + self.course.number
+        seed = SHUFFLES + self.settings.seed * 1_000_003 + self.course.number
         return batch.plan(self.settings.epochs, self.settings.minibatch_size, seed)
 
     def _update(self, minibatch: Batch) -> Metrics:
@@ -181,11 +184,11 @@ class _Loop:
             self._save()
         stop.check()
 
-    def _save(self, source: dict[str, Tensor] | None = None, learner: dict[str, Any] | None = None) -> None:
-        """A checkpoint of everything; the state of source and learner as it is now, or as given."""
+    def _save(self, before: dict[str, Tensor] | None = None, learner: dict[str, Any] | None = None) -> None:
+        """A checkpoint of everything; the state of source and learner as it is now, or as it was `before`."""
         course = self.course
         pending = {} if course.batch is None else course.batch.tensors()
-        tensors = self.updater.state() | (self.source.state() if source is None else source)
+        tensors = self.updater.state() | (self.source.state() if before is None else before)
         tensors |= {PENDING + name: tensor for name, tensor in pending.items()}
         kept = replace(course, batch=None)
         values = {name: getattr(kept, name) for name in ("number", "updates", "history", "scatter")}

@@ -43,7 +43,8 @@ class RLSettings(StepSettings):
     micro_batch_size: int = Field(16, ge=1)
     """Responses in one forward and backward pass; changes memory and speed, not the result."""
     generation: Generation = Generation()
-    """How responses are sampled; the log-softmax of training uses the same temperature."""
+    """How responses are sampled; the log-softmax of training uses the same temperature. dpo samples nothing: it takes
+    the lengths from here and always computes at temperature 1."""
     optimizer: Optimizer = Optimizer(lr=1e-6)
     """AdamW for the policy. 1e-6 is OpenRLHF's and TRL's value for 7B models."""
     critic_optimizer: Optimizer = Optimizer(lr=5e-6)

@@ -85,6 +85,13 @@ def refuse(settings: RLSettings, reward: Path | None, cost: Path | None) -> None
                 f"rl.algorithm.name is {name}: it needs a {teacher} model and none was given. Give one, or set "
                 f"rl.{teacher}_scorer.kind to function or url."
             )
+    if settings.lora.rank and settings.lora.dropout:
+        raise InputError(
+            f"rl.lora.dropout is {settings.lora.dropout}: the updated policy would differ from the sampled one before "
+            "any update. Set it to 0."
+        )
+    if not settings.teachers:  # nothing is sampled
+        return
     if generation.temperature == 0:
         raise InputError(
             "rl.generation.temperature is 0: the policy would never try anything but its likeliest token. "
@@ -94,11 +101,6 @@ def refuse(settings: RLSettings, reward: Path | None, cost: Path | None) -> None
         raise InputError(
             f"rl.generation has top_p {generation.top_p} and top_k {generation.top_k}: responses would be sampled from "
             "another distribution than the one that is trained. Leave them at 1.0 and 0."
-        )
-    if settings.lora.rank and settings.lora.dropout:
-        raise InputError(
-            f"rl.lora.dropout is {settings.lora.dropout}: the updated policy would differ from the sampled one before "
-            "any update. Set it to 0."
         )
 
 

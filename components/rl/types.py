@@ -42,7 +42,6 @@ class Rollout:
     cost_values: Tensor | None = None
     """(B, R) of the cost critic."""
     group_size: int = 1
-    policy_version: int = 0
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,12 @@ def _load_plain(folder: Path) -> ServedModel:
 
 
 def _load(folder: Path, name: str, digest: str, created: datetime) -> ServedModel:
-    import torch
-
     from components.models import load_policy
+    from components.precision import serving_dtype
     from components.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
-    model = load_policy(folder, "bf16" if torch.cuda.is_available() else "fp32")
+    model = load_policy(folder, serving_dtype())
     served = ServedModel(
         name=name,
         version=version_of(digest),

@@ -109,6 +109,14 @@ def test_gpus_cpu_memory_images_and_retries_are_on_the_compiled_tasks(tmp_path: 
     assert nodes(spec)["sft"]["retryPolicy"]["backoffFactor"] == 2.0
 
 
+def test_training_tasks_know_where_their_checkpoints_are_kept_between_attempts(tmp_path: Path) -> None:
+    spec = compiled(tmp_path, "checkpoints=gs://bucket/kept", config="demo")
+    place = {"name": "PLUMBLINE_CHECKPOINTS", "value": "gs://bucket/kept"}
+    told = {task for task in nodes(spec) if task != "passed" and place in container(spec, task).get("env", [])}
+    assert told == {"base", "sft", "reward", "cost", "rl"}
+    assert "env" not in container(compiled(tmp_path, config="demo"), "sft")
+
+
 def test_fingerprints_enter_the_tasks_and_resources_do_not_without_a_cluster(tmp_path: Path) -> None:
     path = tmp_path / "local.yaml"
     Compiler().compile(build(resolve([]), fingerprints={"sft": "abc"}), str(path))

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,24 @@ def train(model: Input[Model], task: str, raw: Output[Model], metrics: Output[Me
 
     components.demo.step.run = learn
     launch("demo", {}, metrics, task, raw=raw)
+
+
+@component
+def loiter(model: Input[Model], task: str) -> None:
+    import os
+    import time
+    from pathlib import Path
+
+    (Path(model.path) / "waiting").write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+@component
+def tell(model: Input[Model], task: str) -> None:
+    import os
+    from pathlib import Path
+
+    (Path(model.path) / "told").write_text(os.environ["PLUMBLINE_CHECKPOINTS"])
 
 
 def gated(size: float = 2.0, minimum: float = 1.0, fingerprint: str = "") -> Plan:
@@ -280,22 +299,32 @@ def test_a_step_that_sigterm_stops_keeps_a_checkpoint_and_the_same_command_conti
     assert code == 143 and complaint.startswith("stopped: the same command continues")
     failed = next(name for name, status in statuses(summary).items() if status == "failed")
     record = json.loads((tmp_path / "runs" / "latest" / "steps" / f"{failed}.json").read_text())
-    assert record["status"] == "stopped" and "after its checkpoint" in record["error"]
+    assert record["status"] == "stopped" and record["error"].startswith("stopped by SIGTERM; ")
     log = (tmp_path / "runs" / "latest" / "log.txt").read_text()
-    assert f"{failed}: stopped by SIGTERM after its checkpoint" in log  # what it said at the end is read too
+    assert f"{failed}: stopped by SIGTERM; the same command continues" in log  # what it said at the end is read too
     assert run(ending_in(train))[0] == 0
 
 
-def test_a_step_that_is_stopped_from_elsewhere_stops_the_run(run: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [train, loiter], ids=["after its checkpoint", "before there was one"])
+def test_a_step_that_is_stopped_from_elsewhere_stops_the_run(last: Any, run: Any, tmp_path: Path) -> None:
     def stop() -> None:
         while not (found := list(tmp_path.glob("runs/.artifacts/*/grow/model/waiting"))) or not found[0].read_text():
             time.sleep(0.05)
         os.kill(int(found[0].read_text()), signal.SIGTERM)
 
     threading.Thread(target=stop).start()
-    code, summary, _, complaint = run(ending_in(train))
+    code, summary, _, complaint = run(ending_in(last))
     assert code == 143 and complaint.startswith("stopped: the same command continues from step")
     assert sorted(statuses(summary).values()) == ["failed", "skipped", "succeeded"]
+
+
+@pytest.mark.parametrize(("settings", "place"), [({}, "{runs}/.checkpoints"), ({"checkpoints": "gs://b/c"}, "gs://b/c")])
+def test_a_step_is_told_where_its_checkpoints_are_kept(
+    settings: dict[str, Any], place: str, run: Any, tmp_path: Path
+) -> None:
+    assert run(replace(ending_in(tell), settings=settings))[0] == 0
+    (told,) = tmp_path.glob("runs/.artifacts/*/grow/model/told")
+    assert told.read_text() == place.format(runs=tmp_path / "runs")
 
 
 def test_two_runs_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:

@@ -142,9 +142,16 @@ def weights(folder: Path) -> bytes:
 
 
 @pytest.fixture
-def ensemble(settings: Any, data_folder: Path, policy_folder: Path, tmp_path: Path) -> tuple[Path, dict[str, float]]:
+def three(settings: Any, quick_training: Any) -> RewardSettings:
+    return settings(members=3, training=quick_training(epochs=3, checkpoint_every=2))
+
+
+@pytest.fixture
+def ensemble(
+    three: RewardSettings, data_folder: Path, policy_folder: Path, tmp_path: Path
+) -> tuple[Path, dict[str, float]]:
     folder = tmp_path / "run" / "ensemble"
-    return folder, run(settings(members=3), data=data_folder, sft=policy_folder, model=folder)
+    return folder, run(three, data=data_folder, sft=policy_folder, model=folder)
 
 
 def test_the_first_member_is_the_model_that_is_trained_alone(
@@ -171,6 +178,7 @@ def test_every_member_is_a_complete_model_of_its_own_in_one_manifest(
         better, worse = (scores(path, data_folder, text) for text in ("yes", "no, never"))
         assert (better > worse).all()
         assert torch.cat([better, worse]).std().item() == pytest.approx(1, abs=0.3)  # normalised by its own card
+        assert ModelCard.read(path).score_mean not in (0, ModelCard.read(folder).score_mean)
         assert f"members/{path.name}/model.safetensors" in read_manifest(folder)["files"]
     verify_manifest(folder)
     with claimed("reward", folder, "--model"):  # nothing in it is foreign
@@ -182,7 +190,7 @@ def test_every_member_is_a_complete_model_of_its_own_in_one_manifest(
 
 
 def test_an_interrupted_ensemble_trains_no_finished_member_again(
-    settings: Any,
+    three: RewardSettings,
     ensemble: Any,
     data_folder: Path,
     policy_folder: Path,
@@ -205,11 +213,11 @@ def test_an_interrupted_ensemble_trains_no_finished_member_again(
     inputs = {"data": data_folder, "sft": policy_folder, "model": again}
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            run(settings(members=3), **inputs)
+            run(three, **inputs)
     assert trained == [1, 2, 2, 0]
     (half,) = (again.parent / "checkpoints").glob("reward-2-finished-*/*/tensors.safetensors")
     half.write_bytes(b"half")  # a damaged one is trained again
-    assert run(settings(members=3), **inputs) == metrics
+    assert run(three, **inputs) == metrics
     assert trained[4:] == [2, 0]
     assert read_manifest(again)["digest"] == read_manifest(folder)["digest"]
 
@@ -233,3 +241,14 @@ def test_members_draw_other_pairs_and_keep_the_normalisation_to_the_same(
     assert all(len({tuple(pair.chosen) for pair in rows}) < 24 for rows in (one, two))  # drawn with replacement
     assert all(pair in first for pair in one + two)
     assert normalised[0] == normalised[1] == normalised[2]
+
+
+def test_members_trained_with_adapters_are_saved_merged(
+    settings: Any, data_folder: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run" / "m"
+    run(settings(members=2, lora=Lora(rank=4)), data=data_folder, sft=policy_folder, model=folder)
+    for path in (folder, folder / "members" / "1"):
+        better, worse = (scores(path, data_folder, text) for text in ("yes", "no, never"))
+        assert (better > worse).all()
+        assert torch.cat([better, worse]).std().item() == pytest.approx(1, abs=0.4)

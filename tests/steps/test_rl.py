@@ -16,7 +16,8 @@ from components.reward import step as reward
 from components.reward.settings import RewardSettings
 from components.rl import loop
 from components.rl import step as rl_step
-from components.rl.settings import PPOLagSettings, PPOSettings, RLSettings
+from components.rl.algorithm_settings import DPOSettings, PPOLagSettings, PPOSettings
+from components.rl.settings import RLSettings
 from components.rl.step import run
 from components.settings import Compute, Generation, Lora, Optimizer
 from components.sft import step as sft
@@ -232,6 +233,20 @@ def test_in_bf16_too_the_policy_starts_at_its_reference(settings: Any, inputs: d
     metrics = run(settings(compute=Compute(dtype="bf16"), rollouts=1), **inputs, model=tmp_path / "m")
     assert abs(metrics["rollout/kl_k1"]) < 1e-6
     assert metrics["rollout/kl_k3"] < 1e-6
+
+
+def test_dpo_samples_nothing_so_how_responses_are_sampled_does_not_matter(
+    settings: Any, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    plain, greedy = (
+        settings(algorithm=DPOSettings(), rollouts=1, generation=Generation(max_new_tokens=6, temperature=temperature))
+        for temperature in (1.0, 0.0)
+    )
+    without_teachers = inputs | {"reward": None, "cost": None}
+    metrics = [
+        run(made, **without_teachers, model=tmp_path / str(number)) for number, made in enumerate((plain, greedy))
+    ]
+    assert metrics[0]["loss/policy"] == metrics[1]["loss/policy"] > 0
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def work(
             "sft": SFTSettings(training=training, lora=Lora(rank=2, dropout=0.2)),  # dropout draws random numbers
             "reward": RewardSettings(training=training),
             "cost": RewardSettings(kind="cost", dimension="harmless", training=training),
+            "ensemble": RewardSettings(members=3, training=training.model_copy(update={"epochs": 4})),
         }
         start = "base" if task == "sft" else "sft"
         return {
@@ -37,14 +38,15 @@ def work(
     return chosen
 
 
-@pytest.mark.parametrize("task", ["sft", "reward", "cost"])
+@pytest.mark.parametrize("task", ["sft", "reward", "cost", "ensemble"])
 def test_a_step_stopped_at_any_update_and_started_again_ends_as_one_that_was_not(
     task: str, work: Any, starts: Any, tmp_path: Path
 ) -> None:
     whole = starts.run(**work(task), folder=tmp_path / "whole")
     total = len(whole.history)
     assert whole.exit_codes == [0] and total >= 20
-    assert [row["update"] for row in whole.history] == list(range(1, total + 1))
+    members = 3 if task == "ensemble" else 1
+    assert [row["update"] for row in whole.history] == list(range(1, total // members + 1)) * members
     places = sorted(random.Random(task).sample(range(1, total * 2 // 3), 3))
     signals = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)
     stopped = starts.run(**work(task), folder=tmp_path / "stopped", stops=list(zip(places, signals, strict=True)))

@@ -84,6 +84,30 @@ def test_a_checkpoint_with_a_missing_file_is_passed_over(name: str, store: str) 
     assert found is not None and found.update == 1
 
 
+def test_an_upload_that_was_killed_is_no_checkpoint(
+    emulator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from google.cloud.storage import Blob
+
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
+    place, upload = f"gs://feedback/{tmp_path.name}", Blob.upload_from_filename
+    saved(place, 1)
+
+    def killed(blob: Blob, path: str) -> None:
+        if path.endswith("digests.json"):
+            raise KeyboardInterrupt
+        upload(blob, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Blob, "upload_from_filename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            saved(place, 2)
+    assert names(place) == ["00000001", "00000002"]  # the other files are there
+    found = Checkpoints(place, 1).latest()
+    assert found is not None and found.update == 1
+
+
 def test_a_damaged_one_is_not_kept_in_place_of_a_whole_one(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path / "c", 2, 6, keep=1)
     alter(f"{tmp_path}/c/00000006/values.json", lambda _: b"")
@@ -123,7 +147,7 @@ def test_a_file_that_cannot_be_written_is_one_message_and_leaves_what_was_there(
     lines = done.stdout.splitlines()
     assert len(lines) == 2, done.stderr
     assert all("the checkpoint of update 2 cannot be written: " in line for line in lines)
-    assert all("File too large" in line and "Make room there" in line for line in lines)
+    assert all("File too large" in line and "Make room or allow writing there" in line for line in lines)
     assert names(tmp_path / "c") == ["00000001"]
     found = Checkpoints(tmp_path / "c", 1).latest()
     assert found is not None and found.update == 1

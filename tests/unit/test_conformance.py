@@ -316,6 +316,19 @@ def test_a_library_that_cannot_be_used_is_a_mistake_in_words(tmp_path: Path, mon
         check_vectors(json, VECTORS, torch.float64)
 
 
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"gae/gama": "a slip"}, "theirs.DIFFERENCES names 'gae/gama', which is no vector"),
+        (["gae"], r"theirs.DIFFERENCES is \['gae'\]; accepted: vector names to reasons"),
+        ({"gae": None}, "theirs.DIFFERENCES is {'gae': None}; accepted"),
+    ],
+)
+def test_an_excuse_for_nothing_is_refused(declared: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_vectors(library(gae=ours.gae, DIFFERENCES=declared), VECTORS, torch.float64)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 

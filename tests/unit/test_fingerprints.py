@@ -58,6 +58,16 @@ def test_the_code_of_a_judge_named_in_the_settings_belongs_to_evaluate_alone() -
     assert fingerprints(resolve([], ["evaluate.judge=no.such.module:judge"])) == without
 
 
+def test_the_code_of_a_scoring_function_belongs_to_rl_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_scores.py").write_text("def score(prompts, responses): return [0.0 for _ in responses]")
+    settings = resolve([], ["rl.reward_scorer.kind=function", "rl.reward_scorer.name=my_scores:score"])
+    before = fingerprints(settings)
+    (tmp_path / "my_scores.py").write_text("def score(prompts, responses): return [1.0 for _ in responses]")
+    after = fingerprints(settings)
+    assert {task for task in before if before[task] != after[task]} == {"rl"}
+
+
 def test_a_missing_source_is_told_before_anything_runs() -> None:
     with pytest.raises(InputError, match=r"preprocess\.preferences\.0\.path: nowhere\.jsonl: no such file"):
         fingerprints(resolve([], ["preprocess.preferences=nowhere.jsonl"]))

@@ -1,6 +1,9 @@
 """Running a step from plain values: Kubeflow's way, and by hand."""
 
+import errno
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +13,10 @@ from typing import Any
 import pytest
 
 from components.__main__ import main
-from components.errors import InputError
+from components.errors import InputError, TrainingFailure
 from components.launch import launch, path_parameters, run_step, settings_class, step_function
+from components.mlflow_run import MlflowRun
+from components.termination import Terminated
 
 SMALL = {"num_corpus": 20, "num_demonstrations": 20, "num_pairs": 20, "num_prompts": 20, "num_test_prompts": 20}
 
@@ -66,6 +71,85 @@ def test_another_failure_is_raised_and_recorded_by_its_last_line(
         launch("demo", {}, FakeMetrics(tmp_path / "metrics"), "demo", raw=SimpleNamespace(path="raw"))
     record = json.loads((tmp_path / "steps" / "demo.json").read_text())
     assert (record["kind"], record["error"]) == ("failure", "RuntimeError: out of tape")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_full_or_unwritable_disk_is_one_message(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(settings: Any, *, raw: Path) -> dict[str, float]:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("components.demo.step.run", fail)
+    message = f"^{tmp_path}: {os.strerror(number)}. Make room or allow writing there, then start the same command again"
+    with pytest.raises(InputError, match=message):
+        run_step("demo", {}, {"raw": tmp_path / "raw"}, metrics_file=tmp_path / "metrics", task="demo")
+
+
+def test_sigterm_outside_training_ends_a_step_at_once_and_closes_what_is_tracked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, ended = [], []
+
+    class Noted(MlflowRun):
+        def log_params(self, settings: Any) -> None: ...
+        def end(self, status: str) -> None:
+            ended.append(status)
+
+    def save(settings: Any, *, raw: Path) -> dict[str, float]:
+        reached.append("begun")
+        os.kill(os.getpid(), signal.SIGTERM)
+        reached.append("done")
+        return {}
+
+    monkeypatch.setattr("components.tracking._step_run", lambda name: Noted(None, "r", "e"))
+    monkeypatch.setattr("components.demo.step.run", save)
+    with pytest.raises(Terminated):
+        run_step("demo", {}, {"raw": tmp_path / "raw"}, metrics_file=tmp_path / "metrics", task="demo")
+    assert (reached, ended) == (["begun"], ["KILLED"])
+
+
+def test_another_error_of_the_system_is_no_persons_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(settings: Any, *, raw: Path) -> dict[str, float]:
+        raise ChildProcessError(errno.ECHILD, "no child")
+
+    monkeypatch.setattr("components.demo.step.run", fail)
+    with pytest.raises(ChildProcessError):
+        run_step("demo", {}, {"raw": tmp_path / "raw"}, metrics_file=tmp_path / "metrics", task="demo")
+
+
+STOPPED = "stopped by SIGTERM; the same command continues from the newest checkpoint, where there is one."
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "record", "line"),
+    [
+        (
+            TrainingFailure("the loss is nan"), 1,
+            {"status": "failed", "kind": "failure", "error": "the loss is nan"}, "error: demo: the loss is nan",
+        ),
+        (
+            Terminated(), 143,
+            {"status": "stopped", "error": STOPPED}, f"demo: {STOPPED}",
+        ),
+    ],
+    ids=["failure", "sigterm"],
+)  # fmt: skip
+def test_training_that_cannot_go_on_or_was_stopped_is_one_line_an_exit_code_and_a_record(
+    error: BaseException, code: int, record: dict[str, str], line: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fail(settings: Any, *, raw: Path) -> dict[str, float]:
+        raise error
+
+    monkeypatch.setenv("PLUMBLINE_RUN_DIR", str(tmp_path))
+    monkeypatch.setattr("components.demo.step.run", fail)
+    with pytest.raises(SystemExit) as ended:
+        launch("demo", {}, FakeMetrics(tmp_path / "metrics"), "demo", raw=SimpleNamespace(path="raw"))
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"{line}\n"
+    recorded = json.loads((tmp_path / "steps" / "demo.json").read_text())
+    assert {name: value for name, value in recorded.items() if name != "seconds"} == record
+    assert main(["demo", "--raw", str(tmp_path / "raw")]) == code  # by hand the same
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 def test_numbers_that_json_has_no_word_for_stay_out_of_kubeflows_metadata(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from components.artifacts import MANIFEST, ModelCard, verify_manifest
@@ -271,6 +272,16 @@ def test_scores_are_float32_under_bf16_arithmetic(reward_folder: Path) -> None:
     raw = scores * scalar.std + scalar.mean
     assert scores.dtype == torch.float32
     assert not torch.equal(raw, raw.bfloat16().float())  # not rounded to 8 bits on the way
+
+
+def test_a_model_that_finds_no_room_is_one_message(policy_folder: Path, tmp_path: Path) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    policy, tokenizer = load_policy(policy_folder), load_tokenizer(policy_folder)
+    policy.save_pretrained = full
+    with pytest.raises(InputError, match=r"m: the model cannot be written: .*No space left .* Make room there"):
+        save_model(policy, tokenizer, tmp_path / "m", ModelCard.read(policy_folder), settings={}, parents={})
 
 
 def test_a_reward_model_is_not_taken_for_a_policy(reward_folder: Path) -> None:

@@ -157,6 +157,16 @@ def test_costs_are_clamped_in_the_stream_and_not_in_the_mean() -> None:
     assert batch.metrics["cost/window_mean"] == pytest.approx(1 / 3)
 
 
+def test_the_share_of_unsafe_responses_can_take_the_place_of_the_cost() -> None:
+    costs = torch.tensor([0.3, -5.0, 7.0])
+    shares = frozen_at(2.0, constrain="unsafe", cost_limit=0.5).targets(rollout(costs=costs))
+    same = frozen_at(2.0).targets(rollout(costs=torch.tensor([1.0, 0.0, 1.0])))
+    torch.testing.assert_close(shares.advantages, same.advantages)
+    assert shares.metrics["cost/window_mean"] == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match=r"cost_limit is 0\.0 and constrain is unsafe; accepted: a share above 0"):
+        PPOLagSettings(constrain="unsafe")
+
+
 def test_a_missing_end_lowers_the_reward_and_not_the_cost() -> None:
     without, with_rule = (frozen_at(1.0, missing_eos=rule).targets(rollout()) for rule in ("none", "penalty"))
     assert with_rule.returns is not None and without.returns is not None

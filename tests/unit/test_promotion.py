@@ -124,6 +124,9 @@ def test_the_folders_of_upload_and_deploy_become_absolute(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/somebody")
     settings = anchored(Settings())
+    assert settings.checkpoints is None
+    assert anchored(Settings(checkpoints="kept")).checkpoints == str(Path.cwd() / "kept")
+    assert anchored(Settings(checkpoints="gs://bucket/kept")).checkpoints == "gs://bucket/kept"
     assert settings.upload.registry == str(tmp_path / "models")
     assert settings.deploy.serving_dir == str(tmp_path / "serving")
     given = {"upload": {"registry": "gs://bucket/models"}, "deploy": {"serving_dir": "~/serving"}}

@@ -73,6 +73,8 @@ def test_settings_printed_by_config_make_the_same_settings_again(tmp_path: Path)
         ("demo", "rl.generation.max_prompt_tokens=4000", "base.max_positions is 256"),
         ("demo", "validate.dimensions=[helpful]", "cost.dimension is harmless"),
         ("demo", "rl.algorithm.lambda_init=50", "above lambda_max"),
+        ("demo", "rl.reward_scorer.kind=ensemble", "reward.members is 1. Set it to 2 or more"),
+        ("demo", "rl.cost_scorer.kind=ensemble", "cost.members is 1. Set it to 2 or more"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_before_anything_runs(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,38 @@ def test_the_handler_before_is_put_back() -> None:
     with pytest.raises(Terminated):
         stopped()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_watch_inside_a_watch_is_the_same_and_only_notes_the_signal_until_its_end() -> None:
+    reached = []
+
+    def step() -> None:
+        with watch() as outer, outer.interruptible():
+            with watch() as inner:
+                assert inner is outer
+                ask()
+                reached.append("the update at hand is done")
+            reached.append("not this")
+
+    with pytest.raises(Terminated):
+        step()
+    assert reached == ["the update at hand is done"]
+
+
+def test_a_signal_whose_exception_was_swallowed_is_still_noted_inside() -> None:
+    with watch() as outer, suppress(Terminated), outer.interruptible():
+        with suppress(Terminated):
+            ask()
+        with watch() as inner:
+            assert inner.requested
+
+
+def test_a_watch_after_a_watch_is_a_new_one() -> None:
+    with watch():
+        ask()
+    with watch() as noted:
+        noted.check()
+        assert not noted.requested
 
 
 def test_off_the_main_thread_a_watch_never_fires() -> None:

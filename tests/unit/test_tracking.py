@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from components import tracking
 from components.mlflow_run import MlflowRun
 from components.parsing import flattened
+from components.termination import Terminated
 from components.tracking import track, without_password
 
 
@@ -53,6 +55,41 @@ def test_a_step_that_runs_again_starts_its_file_anew(tmp_path: Path) -> None:
         with track("sft", {}, tmp_path):
             tracking.log_metrics({"loss/train": value}, 1)
     assert [row["loss/train"] for row in rows(tmp_path)] == [2.0]
+
+
+def test_the_rows_of_a_checkpoint_come_back_in_place_of_what_was_logged(tmp_path: Path) -> None:
+    with track("sft", {}, tmp_path):
+        kept = [tracking.log_metrics({"loss/train": 1.0 / 3}, 1), tracking.log_metrics({"loss/train": math.nan}, 2)]
+        before = (tmp_path / "metrics.jsonl").read_text()
+        tracking.log_metrics({"loss/train": 7.0}, 3)  # of an update that was lost
+    kept = [tracking.Row(*row) for row in json.loads(json.dumps(kept))]  # as a checkpoint brings them back
+    with track("sft", {}, tmp_path):
+        tracking.replay(kept)
+        assert (tmp_path / "metrics.jsonl").read_text() == before
+        last = tracking.log_metrics({"loss/train": 8.0}, 3)
+        assert tracking.history() == [*kept, last]
+    assert [row["loss/train"] for row in rows(tmp_path)][-1] == 8.0 and len(rows(tmp_path)) == 3
+    tracking.replay(kept)  # outside a step: nothing
+    assert tracking.history() == []
+
+
+def test_a_step_that_is_stopped_is_killed_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    class Noted(MlflowRun):
+        def log_params(self, settings: Any) -> None: ...
+        def end(self, status: str) -> None:
+            ended.append(status)
+
+    def stopped(error: type[BaseException]) -> None:
+        with track("sft", {}, tmp_path):
+            raise error
+
+    monkeypatch.setattr(tracking, "_step_run", lambda name: Noted(None, "r", "e"))
+    for error in (Terminated, KeyboardInterrupt, RuntimeError):
+        with pytest.raises(error):
+            stopped(error)
+    assert ended == ["KILLED", "KILLED", "FAILED"]
 
 
 def test_settings_are_params_under_dotted_keys() -> None:
@@ -101,6 +138,14 @@ def test_a_step_gets_a_run_below_the_pipelines_with_params_numbers_and_reports(
     history = client.get_metric_history(tracker.run_id, "loss/train")
     assert sorted((point.step, point.value) for point in history) == [(7, 1.0), (7, 2.0)]
     assert [file.path for file in client.list_artifacts(tracker.run_id, "report")] == ["report/report.html"]
+
+    # started again, the step gives its new run the rows it had, with the times they had
+    with track("sft", {}, tmp_path / "task") as tracker:
+        tracking.replay([tracking.Row(1, 1000.5, {"loss/train": 4.0}), tracking.Row(2, 1001.5, {"loss/train": 3.0})])
+        tracking.log_metrics({"loss/train": 2.0}, 3)
+    history = client.get_metric_history(tracker.run_id, "loss/train")
+    assert sorted((point.step, point.value) for point in history) == [(1, 4.0), (2, 3.0), (3, 2.0)]
+    assert sorted(point.timestamp for point in history)[:2] == [1000500, 1001500]
 
     # a step that was killed cannot close its run: the pipeline's does
     orphan = parent.nested("rl")

@@ -1,6 +1,8 @@
-"""The update loop's machinery: accumulation, schedule, clipping, bad gradients, interruption."""
+"""Supervised training: accumulation, evaluations, interruption at any place, and what a checkpoint brings back."""
 
-import math
+import json
+import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from components import training
+from components import storage, tracking, training
 from components.checkpoints import Checkpoints
-from components.models import load_policy
-from components.optimizers import learning_rate_factor
 from components.settings import Compute, Optimizer, Training
+from components.termination import Terminated
 from components.tracking import Row
 from components.training import Loss, fit
-from components.updates import Updater
 
 FP32 = Compute(dtype="fp32")
 PLAIN = Optimizer(lr=0.1, schedule="constant", warmup=0.0, max_grad_norm=1e9)
@@ -113,77 +113,6 @@ def points_loss(model: nn.Module) -> float:
         return Regression().loss(model, rows).total.item() / sum(row.weight for row in rows)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        # 10 updates, warm-up 2: then done = 0, 1/8 ... 7/8 and factor 0.1 + 0.9 shape
-        ("linear", [0.5, 1.0, 1.0, 0.8875, 0.775, 0.6625, 0.55, 0.4375, 0.325, 0.2125]),
-        ("cosine", [0.5, 1.0, *(0.1 + 0.9 * (1 + math.cos(math.pi * k / 8)) / 2 for k in range(8))]),
-        ("constant", [0.5, 1.0] + [1.0] * 8),
-    ],
-)
-def test_the_learning_rate_follows_its_schedule(schedule: Any, expected: list[float]) -> None:
-    settings = Optimizer(schedule=schedule, warmup=0.2, min_lr=0.1)
-    assert [learning_rate_factor(update, 10, settings) for update in range(10)] == pytest.approx(expected)
-
-
-def test_without_warm_up_the_first_rate_is_the_peak() -> None:
-    assert learning_rate_factor(0, 1, Optimizer(warmup=0.0)) == 1.0
-
-
-def gradient_step(updater: Updater, gradient: float) -> dict[str, float]:
-    """One step on a loss that is the weights' sum times `gradient`."""
-    updater.backward(sum(p.sum() for p in updater.model.parameters()) * gradient, terms=1)
-    return updater.step()
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_is_skipped_and_counted(bad: float) -> None:
-    model = network()
-    updater = Updater(model, PLAIN, FP32, total_updates=3)
-    before = [parameter.clone() for parameter in model.parameters()]
-    metrics = gradient_step(updater, bad)
-    assert metrics["loss/skipped_updates"] == 1 and not math.isfinite(metrics["loss/grad_norm"])
-    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
-    metrics = gradient_step(updater, 1.0)
-    assert metrics["loss/skipped_updates"] == 1 and math.isfinite(metrics["loss/grad_norm"])
-    assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
-
-
-def test_gradients_are_scaled_down_to_the_norm_and_never_up() -> None:
-    seen = []
-    for size in (1.0, 100.0, 0.01):
-        model = network()
-        updater = Updater(model, Optimizer(max_grad_norm=0.5), FP32, total_updates=1)
-        scales: list[float] = []
-        updater.optimizer.step = lambda m=model, s=scales: s.append(  # type: ignore[method-assign]
-            torch.cat([p.grad.flatten() for p in m.parameters()]).norm().item()
-        )
-        norm = gradient_step(updater, size)["loss/grad_norm"]
-        assert norm == pytest.approx(size * math.sqrt(41), rel=1e-4)  # 3 * 8 + 8 + 8 + 1 weights
-        seen += scales
-    assert seen == pytest.approx([0.5, 0.5, 0.01 * math.sqrt(41)], rel=1e-3)
-
-
-def test_matrices_decay_and_vectors_do_not_and_a_prefix_has_its_own_rate() -> None:
-    model = nn.ModuleDict(
-        {"policy": nn.Linear(2, 2), "value": nn.Linear(2, 2), "cost_value": nn.Linear(2, 2)}
-    )
-    own = {name: Optimizer(lr=rate, weight_decay=0.3) for name, rate in (("value", 0.5), ("cost_value", 0.7))}
-    updater = Updater(model, Optimizer(lr=0.1, weight_decay=0.3), FP32, 1, own)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    seen = {
-        names[id(parameter)]: (group["lr"], group["weight_decay"])
-        for group in updater.optimizer.param_groups
-        for parameter in group["params"]
-    }
-    assert seen == {
-        f"{part}.{kind}": (rate, 0.3 if kind == "weight" else 0.0)
-        for part, rate in (("policy", 0.1), ("value", 0.5), ("cost_value", 0.7))
-        for kind in ("weight", "bias")
-    }
-
-
 def interrupt_at(update: int) -> Callable[..., Row]:
     def log_metrics(metrics: dict[str, float], number: int) -> Row:
         if number == update:
@@ -230,26 +159,105 @@ def test_evaluation_comes_as_often_as_asked_and_at_the_end(tmp_path: Path) -> No
     assert metrics["eval/loss"] == pytest.approx(1 / 3)
 
 
-def test_one_process_may_train_in_one_precision_and_then_in_another() -> None:
-    for dtype, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        seen: list[torch.dtype] = []
-        model = network()
-        model[0].register_forward_hook(lambda module, inputs, output, s=seen: s.append(output.dtype))
-        updater = Updater(model, PLAIN, Compute(dtype=dtype), total_updates=1)  # type: ignore[arg-type]
-        output: Tensor = updater.model(torch.ones(1, 3))
-        assert seen == [expected] and output.dtype == torch.float32
-        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+SOME_EVALUATIONS = Training(
+    epochs=2, batch_tokens=64, accumulation=2, eval_every=3, optimizer=Optimizer(lr=0.05, warmup=0.3), compute=FP32
+)
+"""8 updates, evaluated after 3, 6 and the last."""
 
 
-def test_gradient_checkpointing_reaches_every_network_and_changes_no_gradient(policy_folder: Path) -> None:
-    gradients = []
-    ids = torch.tensor([[10, 11, 12, 13]])
-    for checkpointing in (False, True):
-        pair = nn.ModuleDict({"first": load_policy(policy_folder), "second": load_policy(policy_folder)})
-        Updater(pair, PLAIN, Compute(dtype="fp32", gradient_checkpointing=checkpointing), total_updates=1)
-        pair.train()
-        assert [part.is_activation_checkpointing for part in pair.values()] == [checkpointing] * 2
-        sum(part(ids).logits.square().mean() for part in pair.values()).backward()
-        gradients.append([p.grad for p in pair.parameters() if p.grad is not None])
-    for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, recomputed)
+class Stopped(Regression):
+    """Is sent SIGTERM at the n-th loss or evaluation of this start, and evaluates with random numbers."""
+
+    def __init__(self, at_loss: int = 0, at_evaluation: int = 0) -> None:
+        self.losses, self.evaluations = at_loss, at_evaluation
+
+    def loss(self, model: nn.Module, rows: Sequence[Point]) -> Loss:
+        self.losses -= 1
+        if self.losses == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().loss(model, rows)
+
+    def evaluate(self) -> dict[str, float]:
+        self.evaluations -= 1
+        drawn = float(torch.rand(()))
+        if self.evaluations == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"eval/draw": drawn}
+
+
+def start(
+    objective: Stopped, folder: Path, every: int = 0, place: str = ""
+) -> tuple[dict[str, float], list[torch.Tensor]]:
+    """The metrics and weights of a start of training, tracked in `folder`, with checkpoints below it or in `place`."""
+    model = network(dropout=0.5)
+    with tracking.track("test", {}, folder):
+        metrics = fit(
+            model, objective, points(64), SOME_EVALUATIONS, seed=1, label="test", evaluate=objective.evaluate,
+            checkpoints=Checkpoints(place or folder / "checkpoints", every),
+        )  # fmt: skip
+    return metrics, [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(row.pop("time") > 0 for row in rows)
+    return rows
+
+
+@pytest.mark.parametrize("where", ["at_loss", "at_evaluation"])
+def test_sigterm_anywhere_writes_a_checkpoint_and_training_goes_on_from_it(where: str, tmp_path: Path) -> None:
+    metrics, weights = start(Stopped(), tmp_path / "whole")
+    assert [row["update"] for row in history(tmp_path / "whole")] == [1, 2, 3, 4, 5, 6, 7, 8]
+    # a loss is one of an update's two micro-batches
+    expected = [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8] if where == "at_loss" else [3, 6, 8]
+    for number, update in enumerate(expected, start=1):
+        folder = tmp_path / str(number)
+        with pytest.raises(Terminated):
+            start(Stopped(**{where: number}), folder)
+        assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"{update:08d}"]
+        logged = update - 1 if update in (3, 6, 8) else update  # the row of an update waits for its evaluation
+        assert [row["update"] for row in history(folder)] == list(range(1, logged + 1))
+        again = start(Stopped(), folder)
+        assert again[0] == metrics and history(folder) == history(tmp_path / "whole")
+        assert all(torch.equal(*pair) for pair in zip(again[1], weights, strict=True))
+
+
+def test_training_goes_on_in_another_place_from_a_checkpoint_in_an_object_store(store: str, tmp_path: Path) -> None:
+    metrics, weights = start(Stopped(), tmp_path / "whole")
+    with pytest.raises(Terminated):
+        start(Stopped(at_loss=8), tmp_path / "first pod", every=3, place=f"{store}/c")  # in the fourth update
+    assert storage.list_folders(f"{store}/c") == ["00000003", "00000004"]
+    again = start(Stopped(), tmp_path / "second pod", every=3, place=f"{store}/c")
+    assert again[0] == metrics and history(tmp_path / "second pod") == history(tmp_path / "whole")
+    assert all(torch.equal(*pair) for pair in zip(again[1], weights, strict=True))
+
+
+def test_rows_of_lost_updates_vanish_and_the_others_keep_their_times(tmp_path: Path) -> None:
+    start(Stopped(), tmp_path / "whole")
+
+    class Killed(Stopped):
+        def loss(self, model: nn.Module, rows: Sequence[Point]) -> Loss:
+            if self.losses == 1:
+                raise KeyboardInterrupt
+            return super().loss(model, rows)
+
+    with pytest.raises(KeyboardInterrupt):
+        start(Killed(at_loss=11), tmp_path / "killed", every=3)  # in the sixth update
+    before = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+    assert len(before) == 5
+    start(Stopped(), tmp_path / "killed", every=3)
+    after = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+    assert after[:3] == before[:3]  # as in the checkpoint, times too
+    assert history(tmp_path / "killed") == history(tmp_path / "whole")
+
+
+def test_a_finished_training_whose_model_was_not_saved_gives_its_metrics_again(tmp_path: Path) -> None:
+    first = start(Stopped(), tmp_path, every=4)
+    second = start(Stopped(at_loss=1, at_evaluation=1), tmp_path, every=4)  # neither is reached
+    assert first[0] == second[0]
+    assert all(torch.equal(*pair) for pair in zip(first[1], second[1], strict=True))
+
+
+def test_samples_and_tokens_are_counted(tmp_path: Path) -> None:
+    metrics, _ = start(Stopped(), tmp_path)
+    assert (metrics["data/samples"], metrics["data/tokens"]) == (2 * 64, 2 * 64 * 8)

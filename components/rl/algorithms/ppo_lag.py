@@ -33,11 +33,12 @@ class PPOLag(PPO):
         """Moves lambda first, then the combined advantages and the returns of both streams."""
         assert rollout.costs is not None and rollout.cost_values is not None
         settings = self.settings
-        metrics = self.update_multiplier(rollout.costs)
+        constrained = (rollout.costs > 0).float() if settings.constrain == "unsafe" else rollout.costs
+        metrics = self.update_multiplier(constrained)
         penalty = self.penalty(rollout)
         batch = self.reward_stream(rollout, penalty)
         assert batch.advantages is not None
-        costs = token_rewards(rollout.costs.clamp(-settings.score_clip, settings.score_clip), -penalty, rollout.mask)
+        costs = token_rewards(constrained.clamp(-settings.score_clip, settings.score_clip), -penalty, rollout.mask)
         cost_advantages, cost_returns = gae(costs, rollout.cost_values, rollout.mask, settings.gamma, settings.lam)
         weight = self.multiplier.value
         combined = (batch.advantages - weight * cost_advantages) / (1 + weight)
@@ -51,7 +52,7 @@ class PPOLag(PPO):
         )
 
     def update_multiplier(self, costs: Tensor) -> Metrics:
-        """Take the costs (B,) into the window and move lambda by its mean; returns both."""
+        """Take the costs (B,), or what stands for them, into the window and move lambda by its mean; returns both."""
         mean, low, high = self.window.add(costs)
         self.rollouts += 1
         if self.rollouts > self.settings.lambda_delay:
