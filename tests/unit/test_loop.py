@@ -62,8 +62,8 @@ class Numbers:
         mask = torch.arange(LENGTH) < torch.randint(1, LENGTH + 1, (len(ids), 1), generator=self.generator)
         ids, mask = ids[: self.kept(number)], mask[: self.kept(number)]
         logprobs = self.table.logits.detach().log_softmax(0)[ids] + self.shift
-        scatter = [(float(ids.sum()), 0.5)]
-        return Batch(ids, torch.ones_like(mask), mask, logprobs, metrics={"rollout/score": float(number)}, scatter=scatter)
+        metrics, scatter = {"rollout/score": float(number)}, [(float(ids.sum()), 0.5)]
+        return Batch(ids, torch.ones_like(mask), mask, logprobs, metrics=metrics, scatter=scatter)
 
     def state(self) -> dict[str, Tensor]:
         return {"random.numbers": self.generator.get_state()}
@@ -374,7 +374,8 @@ def test_the_order_of_rows_differs_from_batch_to_batch_and_follows_the_seed(tmp_
         return learner.rows
 
     first = order(0, "a")
-    assert sorted(sum(first[:3], [])) == sorted(sum(first[3:], [])) == list(range(8))
+    for rows in (first[:3], first[3:]):
+        assert sorted(number for update in rows for number in update) == list(range(8))
     assert first[:3] != first[3:]
     assert order(0, "b") == first != order(1, "c")
 
