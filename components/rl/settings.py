@@ -1,8 +1,16 @@
 """Settings of the rl step: the loop's own; the algorithm's are a union on `name`."""
 
-from pydantic import Field
+from typing import Self
 
-from components.rl.algorithm_settings import AlgorithmSettings, DPOSettings, PPOLagSettings, PPOSettings
+from pydantic import Field, model_validator
+
+from components.rl.algorithm_settings import (
+    AlgorithmSettings,
+    DPOSettings,
+    PPOLagSettings,
+    PPOSettings,
+    PreferenceLossSettings,
+)
 from components.settings import (
     AlertSettings,
     Compute,
@@ -69,6 +77,15 @@ class RLSettings(StepSettings):
     """The newest so many checkpoints are kept; a damaged one is passed over for the one before it."""
     alerts: AlertSettings = AlertSettings()
     """When numbers are worth an alert."""
+
+    @model_validator(mode="after")
+    def _whole_pairs(self) -> Self:
+        if isinstance(self.algorithm, PreferenceLossSettings) and self.minibatch_size % 2:
+            raise ValueError(
+                f"minibatch_size is {self.minibatch_size}; {self.algorithm.name} learns from pairs, which are two rows "
+                "that stay together: make it even."
+            )
+        return self
 
     @property
     def teachers(self) -> tuple[str, ...]:

@@ -257,6 +257,21 @@ def test_updates_are_planned_from_rows_passes_and_minibatches() -> None:
     assert num_updates(settings(epochs=1, minibatch_size=9), 5, 8) == 5
 
 
+@pytest.mark.parametrize("unit", [1, 2])
+@pytest.mark.parametrize(("epochs", "size"), [(1, 2), (2, 4), (1, 6), (3, 100)])
+def test_a_batch_has_the_updates_that_were_planned(unit: int, epochs: int, size: int) -> None:
+    rows = torch.zeros(20, 3)
+    batch = Batch(rows, rows, rows, unit=unit)
+    assert len(batch.plan(epochs, size, 0)) == num_updates(settings(epochs=epochs, minibatch_size=size), 1, 20)
+
+
+@pytest.mark.parametrize("name", ["dpo", "online_dpo"])
+def test_a_minibatch_that_would_part_a_pair_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"minibatch_size is 5; {name} learns from pairs.*make it even"):
+        settings(algorithm={"name": name}, minibatch_size=5)
+    assert settings(algorithm={"name": name}, minibatch_size=6).minibatch_size == 6
+
+
 def test_a_loss_that_is_not_finite_is_skipped_counted_and_left_behind(tmp_path: Path) -> None:
     given = settings(micro_batch_size=8)
     made = run(given, tmp_path, Likelihood(bad_at=4))  # the first update of the second batch
