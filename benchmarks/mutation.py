@@ -99,6 +99,7 @@ def main() -> int:
     parser.add_argument("--least", type=float, default=0.9, help="the share that must be killed")
     given = parser.parse_args()
     os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
     killed = total = 0
     for name in given.files:
         started = time.monotonic()

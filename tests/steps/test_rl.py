@@ -17,7 +17,7 @@ from components.reward.settings import RewardSettings
 from components.rl import loop
 from components.rl import step as rl_step
 from components.rl.algorithm_settings import DPOSettings, PPOLagSettings, PPOSettings
-from components.rl.settings import RLSettings
+from components.rl.settings import PtxSettings, RLSettings
 from components.rl.step import run
 from components.settings import Compute, Generation, Lora, Optimizer
 from components.sft import step as sft
@@ -143,11 +143,24 @@ def test_micro_batches_change_nothing_but_memory(
         torch.testing.assert_close(one[name], four[name], atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("algorithm", [PPOSettings(), PPOLagSettings()], ids=["ppo", "ppo_lag"])
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ppo": {"algorithm": {"name": "ppo", "kl_target": 0.1, "kl_horizon": 50}},
+    "ppo_lag": {"algorithm": {"name": "ppo_lag"}},
+    "pid": {"algorithm": {"name": "ppo_lag", "multiplier": "pid"}, "share_backbone": True},
+    "rloo": {"algorithm": {"name": "rloo"}, "lora": Lora(rank=4)},
+    "grpo": {"algorithm": {"name": "grpo", "group_size": 4}},
+    "online_dpo": {"algorithm": {"name": "online_dpo"}, "ptx": PtxSettings(coef=1.0, batch_size=2)},
+    "best_of_k": {"algorithm": {"name": "best_of_k"}},
+    "dpo": {"algorithm": {"name": "dpo"}},
+}
+"""Every algorithm, and what a policy can be trained with."""
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_an_interrupted_run_ends_in_the_same_policy(
-    algorithm: Any, settings: Any, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: str, settings: Any, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = settings(algorithm=algorithm, rollouts=4, epochs=2, checkpoint_every=1)
+    made = settings(**VARIANTS[variant], rollouts=4, epochs=2, checkpoint_every=1)
     run(made, **inputs, model=tmp_path / "a" / "m")
 
     def stop(metrics: dict[str, float], number: int) -> Row:
@@ -166,8 +179,10 @@ def test_an_interrupted_run_ends_in_the_same_policy(
         return Row(number, 0.0, metrics)
 
     monkeypatch.setattr(loop.tracking, "log_metrics", log_metrics)
-    run(made, **inputs, model=tmp_path / "b" / "m")
+    metrics = run(made, **inputs, model=tmp_path / "b" / "m")
     assert logged == [3, 4]
+    assert metrics["loss/skipped_updates"] == 0 and metrics["loss/grad_norm"] > 0
+    assert ("loss/ptx" in metrics) == (variant == "online_dpo")
     assert verify_manifest(tmp_path / "a" / "m") == verify_manifest(tmp_path / "b" / "m")
 
 
