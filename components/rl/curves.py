@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.artifacts import Metrics
 from components.plots import BLUE, GOLD, INK, RED, SOFT, STYLE, Plot, finished, new_figure
@@ -66,16 +66,20 @@ def draw_curves(history: History, marks: Sequence[int]) -> list[Plot]:
 
 
 def draw_constraint(
-    history: History, scatter: Scatter | None, lambda_max: float | None, marks: Sequence[int]
+    history: History, scatter: Scatter | None, algorithm: Mapping[str, Any], marks: Sequence[int]
 ) -> list[Plot]:
-    """J_C and its band against the limit, lambda, and rewards against costs, each where there is data for it."""
+    """J_C and its band against the limit, lambda, and rewards against costs, each where there is data for it.
+
+    `algorithm` is PPOLagSettings as plain values, or another algorithm's.
+    """
     from matplotlib import rc_context
 
-    limits = [value for _, value in _series(history, "cost/limit")]
+    share = algorithm.get("constrain") == "unsafe"  # whose limit is no cost
+    limits = [value for _, value in _series(history, "cost/limit")] if not share else []
     with rc_context(STYLE):
-        plots = [_mean_cost(history, marks)] if _series(history, "cost/window_mean") else []
+        plots = [_mean_cost(history, share, marks)] if _series(history, "cost/window_mean") else []
         if _series(history, "cost/lambda"):
-            plots.append(_multiplier(history, lambda_max, marks))
+            plots.append(_multiplier(history, algorithm.get("lambda_max"), marks))
         if scatter and any(scatter.values()):
             plots.append(_reward_and_cost(scatter, limits[-1] if limits else None))
     return plots
@@ -99,7 +103,8 @@ def _panel(curve: Curve, history: History, marks: Sequence[int]) -> Plot:
     return finished(figure, f"{curve.title} ({curve.unit}): {_told(drawn)}")
 
 
-def _mean_cost(history: History, marks: Sequence[int]) -> Plot:
+def _mean_cost(history: History, share: bool, marks: Sequence[int]) -> Plot:
+    what, unit = ("share of unsafe responses", "share") if share else ("mean cost", "deviations of the cost model")
     figure = new_figure(10.4, 3.3)
     axes = figure.subplots()
     low, high = dict(_series(history, "cost/window_low")), dict(_series(history, "cost/window_high"))
@@ -107,13 +112,13 @@ def _mean_cost(history: History, marks: Sequence[int]) -> Plot:
         edges = [low[number] for number in banded], [high[number] for number in banded]
         axes.fill_between(banded, *edges, color=BLUE, alpha=0.22, linewidth=0, label="95 % band")
     mean = _series(history, "cost/window_mean")
-    _line(axes, mean, BLUE, r"mean cost $J_C$")
+    _line(axes, mean, BLUE, rf"{what} $J_C$")
     if limit := _series(history, "cost/limit"):
         axes.plot(*zip(*limit, strict=True), color=RED, linewidth=1.4, linestyle="--", label="limit")
-    axes.set_title("Mean cost against its limit", loc="left", fontsize=11)
-    _over_rollouts(axes, history, "deviations of the cost model", marks)
+    axes.set_title(f"{what.capitalize()} against its limit", loc="left", fontsize=11)
+    _over_rollouts(axes, history, unit, marks)
     axes.legend(ncols=3)
-    told = [f"Mean cost J_C{' with its 95 % confidence band' if banded else ''}: {_told({'J_C': mean})}"]
+    told = [f"{what.capitalize()} J_C{' with its 95 % confidence band' if banded else ''}: {_told({'J_C': mean})}"]
     told += [f"limit {limit[-1][1]:.3g}"] if limit else []
     return finished(figure, ", ".join(told), wide=True)
 

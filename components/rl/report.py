@@ -39,7 +39,7 @@ def write_report(
         algorithm=algorithm["name"],
         facts=_facts(settings, history),
         alerts=alerts,
-        constraint=draw_constraint(history, scatter, algorithm.get("lambda_max"), marks),
+        constraint=draw_constraint(history, scatter, algorithm, marks),
         curves=draw_curves(history, marks),
         changes=_changes(history),
         tenth=_tenth(history),

@@ -251,3 +251,9 @@ def test_a_run_without_a_rollout_or_with_one_has_a_page(written: Any) -> None:
 )  # fmt: skip
 def test_numbers_read_as_a_reader_wants_them(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+def test_a_constrained_share_is_not_called_a_cost(written: Any) -> None:
+    page = written(settings(constrain="unsafe"), history(), SCATTER, [])
+    assert caption(page, "Share of unsafe responses J_C with its 95 % confidence band").endswith("limit 0")
+    assert "Mean cost J_C" not in page
