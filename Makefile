@@ -12,7 +12,7 @@ READY  := $(VENV)/.ready
 HALF   := $(VENV)/.unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint compile serve clean
+.PHONY: help setup run test lint compile serve kill clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ compile: $(READY) ## write pipeline.yaml, which Kubeflow runs
 
 serve: $(READY) ## answer on an OpenAI-compatible port with the model deployed last
 	@$(BIN)/plumbline serve $(ARGS)
+
+kill: $(READY) ## kill 50 tiny rl runs at random moments and start them again (some minutes)
+	@$(BIN)/python benchmarks/kill_resume.py $(ARGS)
 
 clean: ## remove caches; .venv and runs stay
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache build dist
