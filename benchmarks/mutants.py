@@ -161,8 +161,9 @@ def _called(node: ast.Call) -> Iterator[ast.AST]:
         if keyword.arg != "device":  # there is but one where these tests run
             yield ast.Call(node.func, node.args, node.keywords[:index] + node.keywords[index + 1 :])
     if twin := NAMES.get(function):
-        within = isinstance(node.func, ast.Attribute)
-        called = ast.Attribute(node.func.value, twin, ast.Load()) if within else ast.Name(twin, ast.Load())
+        called: ast.expr = ast.Name(twin, ast.Load())
+        if isinstance(node.func, ast.Attribute):
+            called = ast.Attribute(node.func.value, twin, ast.Load())
         yield ast.Call(called, node.args, node.keywords)
     if function in DROPPED and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) != "torch":
         yield node.func.value

@@ -21,6 +21,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
+
 from mutants import Mutant, mutants
 
 ROOT = Path(__file__).parents[1]
@@ -208,7 +209,8 @@ def plant(module: ModuleType, namespace: dict[str, Any], source: str) -> None:
     What was not compiled from `source` (methods of dataclasses, imports) stays.
     """
     for name, decorated in namespace.items():
-        old, new = inspect.unwrap(vars(module).get(name)), inspect.unwrap(decorated)
+        before: Any = vars(module).get(name)
+        old, new = inspect.unwrap(before), inspect.unwrap(decorated)
         if isinstance(new, FunctionType) and new.__module__ == module.__name__:
             assert isinstance(old, FunctionType) and new.__code__.co_filename == source
             old.__code__, old.__defaults__, old.__kwdefaults__ = new.__code__, new.__defaults__, new.__kwdefaults__
@@ -227,8 +229,8 @@ def _plant_class(old: type, new: type, module: ModuleType, source: str) -> None:
         inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         if isinstance(inner, FunctionType) and inner.__code__.co_filename == source:
             before = vars(old)[name]
-            cells = (before.fget if isinstance(before, property) else getattr(before, "__func__", before)).__closure__
-            closure = cells if inner.__code__.co_freevars else None
+            function: Any = before.fget if isinstance(before, property) else getattr(before, "__func__", before)
+            closure = function.__closure__ if inner.__code__.co_freevars else None
             made = FunctionType(inner.__code__, vars(module), name, inner.__defaults__, closure)
             made.__kwdefaults__ = inner.__kwdefaults__
             setattr(old, name, made if inner is value else type(value)(made))

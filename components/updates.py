@@ -152,9 +152,10 @@ class Updater:
 
     def _own_tensors(self) -> dict[str, Tensor]:
         """Trainable parameters and persistent buffers by name."""
-        trained = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
-        persistent = self.module.state_dict().keys()
-        return trained | {name: value for name, value in self.module.named_buffers() if name in persistent}
+        module = self.module
+        trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
+        persistent = module.state_dict().keys()
+        return trained | {name: value for name, value in module.named_buffers() if name in persistent}
 
     def _parameters(self, network: str) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups if group["network"] == network for p in group["params"]]

@@ -1,33 +1,23 @@
 """Tiny real models, tokenizers and data that every test may use; made once per session, in a second."""
 
 import copy
-import json
 import logging
-import multiprocessing
-import os
-import random
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import permutations
-from multiprocessing import forkserver
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from components.artifacts import DataDir, ModelCard, read_json, verify_manifest
 from components.base import architecture
 from components.checkpoints import Checkpoints
 from components.generation import Response
 from components.generation.native import NativeSampler
-from components.launch import launch
-from components.models import ScalarModel, policy_card, save_model, scalar_from_policy
-from components.records import Conversation, Demonstration, Message, Preference, Prompt
+from components.models import ScalarModel
+from components.records import Conversation, Message, Preference
 from components.rl import algorithms
 from components.rl.alerts import rl_monitor
 from components.rl.algorithm_settings import AlgorithmSettings
@@ -40,70 +30,42 @@ from components.rl.rollout import Models, RolloutSource
 from components.rl.settings import RLSettings
 from components.rl.stream import Stream
 from components.rl.types import Batch, Forward, Learner, Rollout, Source
-from components.settings import Compute, Generation, Optimizer, StepSettings, Training
-from components.tokens import encode_prompt, load_tokenizer, template_digest
+from components.settings import Compute, Generation, Optimizer, Training
+from components.tokens import encode_prompt
 from components.updates import Updater
+from starts import Starts
+from tiny_models import make_data, make_policy, make_scalar, make_tokenizer
 
 torch.set_num_threads(1)  # more threads only slow models of this size down
-
-TINY = (32, 2, 2, 1, 64)
-"""Hidden, layers, heads, key-value heads, feed-forward."""
-WORDS = ("red", "blue", "green", "seven", "three", "north")
-
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """A byte-level tokenizer of some 300 tokens, with a chat template."""
-    texts = [f"which word follows {word}? yes, {word} it is. no, never {word}!" for word in WORDS]
-    return architecture.train_tokenizer(texts, 300)
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def policy_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     """A random Llama of hidden size 32, its weights large enough that position and context matter."""
-    torch.manual_seed(7)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(architecture.SIZES, "1m", TINY)
-        model = architecture.untrained_llama("1m", tokenizer, max_positions=128)
-    _spread(model, 5.0)
-    folder = tmp_path_factory.mktemp("models") / "policy"
-    save_model(model, tokenizer, folder, policy_card("", "base", tokenizer), settings={}, parents={})
-    return folder
+    return make_policy(tmp_path_factory.mktemp("models") / "policy", tokenizer)
 
 
 @pytest.fixture(scope="session")
 def reward_folder(policy_folder: Path) -> Path:
     """A reward model on the policy's backbone with a random head, mean 0.5 and deviation 2."""
-    return _scalar_folder(policy_folder, "reward", 0.5, 2.0)
+    return make_scalar(policy_folder.parent / "reward", policy_folder, "reward", 0.5, 2.0)
 
 
 @pytest.fixture(scope="session")
 def cost_folder(policy_folder: Path) -> Path:
     """A cost model on the policy's backbone with a random head and deviation 2."""
-    return _scalar_folder(policy_folder, "cost", 0.0, 2.0)
+    return make_scalar(policy_folder.parent / "cost", policy_folder, "cost", 0.0, 2.0)
 
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An easy task: repeat the word, yes is better and safe, no worse and unsafe; 24 train, 6 test rows."""
-    folder = tmp_path_factory.mktemp("data") / "data"
-    records: dict[tuple[str, str], list[Any]] = {}
-    for split, numbers in (("train", range(24)), ("test", range(24, 30))):
-        for number in numbers:
-            word = WORDS[number % len(WORDS)]
-            prompt = (Message("user", f"say {word} {number}"),)
-            records.setdefault(("demonstrations", split), []).append(
-                Demonstration(f"d{number}", prompt, f"yes, {word}", "made")
-            )
-            for dimension in ("helpful", "harmless"):
-                records.setdefault(("preferences", split), []).append(
-                    Preference(
-                        f"{dimension}{number}", prompt, "yes", "no, never", dimension, True, False, "made"
-                    )
-                )
-            records.setdefault(("prompts", split), []).append(Prompt(f"p{number}", prompt, "made", "fact"))
-    DataDir.write(folder, records, {}, {})
-    return folder
+    return make_data(tmp_path_factory.mktemp("data") / "data")
 
 
 @pytest.fixture
@@ -120,24 +82,6 @@ def quick_training() -> Callable[..., Training]:
         return Training(**(defaults | fields))
 
     return settings
-
-
-def _scalar_folder(policy_folder: Path, kind: str, mean: float, std: float) -> Path:
-    folder = policy_folder.parent / kind
-    scalar = scalar_from_policy(policy_folder)
-    torch.manual_seed(len(kind))
-    nn.init.normal_(scalar.model.score.weight, std=0.3)
-    tokenizer = load_tokenizer(policy_folder)
-    card = ModelCard(kind, "", kind, template_digest(tokenizer), mean, std)
-    save_model(scalar.model, tokenizer, folder, card, settings={}, parents={"policy": policy_folder})
-    return folder
-
-
-@torch.no_grad()
-def _spread(model: nn.Module, factor: float) -> None:
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter *= factor
 
 
 @pytest.fixture(scope="session")
@@ -348,83 +292,7 @@ def update_gradient_fixture() -> Callable[..., tuple[Tensor, dict[str, float]]]:
     return update_gradient
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How a step ended that was started several times: what every start ended with, and what there is at the end."""
-
-    exit_codes: list[int | None]
-    late_rows: list[int]
-    """Rows that a start still logged after it was told to stop."""
-    digest: str
-    history: list[dict[str, Any]]
-    """metrics.jsonl without times and speeds."""
-    metrics: dict[str, float]
-
-
-class Starts:
-    """Starts a step in processes of their own, stops them by a signal and starts it again, as a cluster does.
-
-    The processes are forked from one that has loaded everything, so that a start takes milliseconds.
-    """
-
-    def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        steps = [f"components.{step}.step" for step in ("sft", "reward", "rl")]
-        late = ["deepspeed", "mlflow", "peft", "pyarrow.parquet", "transformers.models.llama.modeling_llama"]
-        self._context.set_forkserver_preload(["components.launch", *steps, *late])
-
-    def run(
-        self,
-        step: str,
-        settings: StepSettings,
-        inputs: dict[str, Path],
-        folder: Path,
-        stops: Sequence[tuple[int, int]] = (),
-        task: str = "",
-    ) -> Ending:
-        """Run a step into `folder`; each of `stops` is (rows, signal): sent soon after so many rows are logged."""
-        exit_codes: list[int | None] = []
-        late_rows: list[int] = []
-        delays = random.Random(str(folder.name))
-        for rows, number in (*stops, (0, 0)):
-            (folder / "metrics.jsonl").unlink(missing_ok=True)  # so that the rows are those of this start
-            process = self._context.Process(target=launch, args=(step, settings.model_dump(mode="json")), kwargs={
-                "metrics": SimpleNamespace(path=str(folder / "metrics"), log_metric=print),
-                "task": task or step,
-                **{name: SimpleNamespace(path=str(path)) for name, path in inputs.items()},
-                "model": SimpleNamespace(path=str(folder / "model")),
-            })  # fmt: skip
-            process.start()
-            if number:
-                while len(self._rows(folder)) < rows and process.is_alive():
-                    time.sleep(0.001)
-                time.sleep(0.01 * delays.random())
-                seen = len(self._rows(folder))
-                os.kill(process.pid or 0, number)
-            process.join(60)
-            exit_codes.append(process.exitcode)
-            if number:
-                late_rows.append(len(self._rows(folder)) - seen)
-        history = [
-            {name: value for name, value in row.items() if name != "time" and not name.startswith("perf/")}
-            for row in map(json.loads, self._rows(folder))
-        ]
-        metrics = {k: v for k, v in read_json(folder / "metrics").items() if not k.startswith("perf/")}
-        return Ending(exit_codes, late_rows, verify_manifest(folder / "model"), history, metrics)
-
-    def _rows(self, folder: Path) -> list[str]:
-        """The rows logged so far; none while there is no file."""
-        path = folder / "metrics.jsonl"
-        return path.read_text().splitlines() if path.exists() else []
-
-
 @pytest.fixture(scope="session")
 def starts() -> Starts:
     """Starts steps, kills them and starts them again."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "PLUMBLINE_CHECKPOINTS", "PLUMBLINE_RUN_DIR"):
-            patch.delenv(name, raising=False)
-        made = Starts()
-        forkserver.ensure_running()  # with the environment that every start is to have
-    return made
+    return Starts()

@@ -6,8 +6,9 @@ It knows no algorithm, no engine and no source of batches: those are objects it 
 import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,6 @@ from components.artifacts import Metrics
 from components.checkpoints import Checkpoint, Checkpoints
 from components.monitoring import Monitor
 from components.progress import Progress
-from components.randomness import random_states
 from components.rl.settings import RLSettings
 from components.rl.types import Batch, Forward, Learner, Means, Source
 from components.termination import Terminated, Watch, watch
@@ -68,16 +68,21 @@ def train(
     extras: Sequence[Extra],
     monitor: Monitor,
     checkpoints: Checkpoints,
+    finish: Callable[[Course], None] = lambda course: None,
 ) -> Course:
-    """Learn from `batches` batches of the source.
+    """Learn from `batches` batches of the source; `finish` then saves what was learned.
 
-    Continues from the newest checkpoint where there is one, with the same numbers as if it had never stopped. The
-    checkpoints stay until the caller has saved the model and clears them. Raises Terminated after SIGTERM, once the
-    update at hand is done and in a checkpoint, and TrainingFailure as `Updater.step` does.
+    Continues from the newest checkpoint where there is one, with the same numbers as if it had never stopped; the
+    checkpoints stay until the caller clears them. Raises Terminated after SIGTERM, once a checkpoint holds all that
+    was learned, the update at hand with it; the making of a batch and `finish` are broken off and done again by the
+    next start. Raises TrainingFailure as `Updater.step` does.
     """
     loop = _Loop(settings, batches, learner, source, updater, extras, monitor, checkpoints)
     with watch() as stop:
-        return loop.run(stop)
+        course = loop.run(stop)
+        with loop.repeatable(stop):
+            finish(course)
+    return course
 
 
 def num_updates(settings: RLSettings, batches: int, rows_per_batch: int) -> int:
@@ -102,6 +107,7 @@ class _Loop:
     monitor: Monitor
     checkpoints: Checkpoints
     course: Course = field(default_factory=Course)
+    kept: tuple[int, int] | None = None  # batches and updates at the newest checkpoint
     started: float = 0.0
 
     def run(self, stop: Watch) -> Course:
@@ -117,19 +123,24 @@ class _Loop:
             row = self._finish(course.batch)
             progress.advance(1, **{name: row[name] for name in SHOWN if name in row})
             if self.checkpoints.due(course.number):
-                self._save()
+                self._save(self._state())
             self._stop_if_asked(stop)
         return course
 
-    def _next_batch(self, stop: Watch) -> Batch:
-        """The next batch; when SIGTERM breaks it off, it is to be made again."""
-        before = self.source.state() | random_states(), self.learner.state_dict()
+    @contextmanager
+    def repeatable(self, stop: Watch) -> Iterator[None]:
+        """What SIGTERM breaks off inside is done again by the next start, from all that was so before it."""
+        before = self._state()  # of everything: what is broken off may have drawn random numbers, or merged adapters
         try:
             with stop.interruptible():
-                batch = self.source.batch(self.course.number)
+                yield
         except Terminated:
-            self._save(*before)
+            self._save(before)
             raise
+
+    def _next_batch(self, stop: Watch) -> Batch:
+        with self.repeatable(stop):
+            batch = self.source.batch(self.course.number)
         batch.metrics["perf/batch_s"] = time.monotonic() - self.started
         return batch
 
@@ -181,22 +192,26 @@ class _Loop:
 
     def _stop_if_asked(self, stop: Watch) -> None:
         if stop.requested:
-            self._save()
+            self._save(self._state())
         stop.check()
 
-    def _save(self, before: dict[str, Tensor] | None = None, learner: dict[str, Any] | None = None) -> None:
-        """A checkpoint of everything; the state of source and learner as it is now, or as it was `before`."""
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint holds: tensors by name, and the rest as JSON values."""
         course = self.course
-        pending = {} if course.batch is None else course.batch.tensors()
-        tensors = self.updater.state() | (self.source.state() if before is None else before)
-        tensors |= {PENDING + name: tensor for name, tensor in pending.items()}
-        kept = replace(course, batch=None)
-        values = {name: getattr(kept, name) for name in ("number", "updates", "history", "scatter")}
+        tensors = self.updater.state() | self.source.state()
+        values = {name: getattr(course, name) for name in ("number", "updates", "history", "scatter")}
         values |= {"updater": self.updater.values(), "monitor": self.monitor.state_dict()}
-        values["learner"] = self.learner.state_dict() if learner is None else learner
+        values["learner"] = self.learner.state_dict()
         if course.batch is not None:
+            tensors |= {PENDING + name: tensor for name, tensor in course.batch.tensors().items()}
             values["batch"] = {name: getattr(course.batch, name) for name in ("unit", "metrics", "scatter")}
-        self.checkpoints.save(self.updater.update, tensors, values)
+        return tensors, values
+
+    def _save(self, state: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
+        """A checkpoint; the newest is left alone where it holds the same, for one that is replaced may be lost."""
+        if (place := (self.course.number, len(self.course.updates))) != self.kept:
+            self.checkpoints.save(self.updater.update, *state)
+            self.kept = place
 
     def _resumed(self) -> Course:
         """What the newest checkpoint holds, everything put back where it was; a fresh course without one."""
@@ -204,6 +219,7 @@ class _Loop:
         if checkpoint is None:
             return Course()
         values = checkpoint.values
+        self.kept = values["number"], len(values["updates"])
         self.updater.restore(checkpoint.tensors, values["updater"], checkpoint.source)
         self.source.restore(checkpoint.tensors)
         self.learner.load_state_dict(values["learner"])
@@ -227,9 +243,8 @@ def _pending(checkpoint: Checkpoint, updater: Updater) -> Batch | None:
     """The batch that was being learned from."""
     if "batch" not in checkpoint.values:
         return None
-    device = updater.accelerator.device
     tensors: dict[str, Any] = {
-        name.removeprefix(PENDING): tensor.to(device)
+        name.removeprefix(PENDING): tensor.to(updater.accelerator.device)
         for name, tensor in checkpoint.tensors.items()
         if name.startswith(PENDING)
     }

@@ -53,10 +53,13 @@ def run(
     logger.info("rl: %s, %d batches of %d", settings.algorithm.name, batches, settings.prompts_per_rollout)
     monitor = rl_monitor(settings.alerts, settings.compute.dtype, settings.algorithm)
     extras = [_ptx(settings, data, tokenizer)] if settings.ptx.coef else []
-    course = train(settings, batches, algorithm, source, updater, extras, monitor, checkpoints)
-    _report(plain, course, monitor)
     card = policy_card(folder_digest(policy), "rl", tokenizer)
-    save_model(networks.policy, tokenizer, model, card, settings=plain, parents=inputs)
+
+    def finish(course: Course) -> None:
+        _report(plain, course, monitor)
+        save_model(networks.policy, tokenizer, model, card, settings=plain, parents=inputs)
+
+    course = train(settings, batches, algorithm, source, updater, extras, monitor, checkpoints, finish)
     checkpoints.clear()
     return last_tenth(course)
 
