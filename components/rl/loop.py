@@ -16,9 +16,10 @@ from torch import Tensor
 
 from components import tracking
 from components.artifacts import Metrics
-from components.checkpoints import Checkpoint, Checkpoints
+from components.checkpoints import Checkpoints
 from components.monitoring import Monitor
 from components.progress import Progress
+from components.rl.course import PENDING, Course, pending, points
 from components.rl.settings import RLSettings
 from components.rl.types import Batch, Forward, Learner, Means, Source
 from components.termination import Terminated, Watch, watch
@@ -31,8 +32,6 @@ SHOWN = ("rollout/score", "rollout/cost", "rollout/kl_k3", "policy/pair_accuracy
 """The metrics beside the progress bar."""
 SHUFFLES = 1 << 40
 """Apart from the seeds of the passes over the prompts."""
-PENDING = "batch."
-"""Before the names of the tensors of a batch that a checkpoint finds half learned from."""
 
 
 class Extra(Protocol):
@@ -41,22 +40,6 @@ class Extra(Protocol):
     def backward(self, updater: Updater) -> Metrics:
         """Add to the gradient of the update at hand."""
         ...
-
-
-@dataclass
-class Course:
-    """Where training stands."""
-
-    number: int = 0
-    """Batches that are done."""
-    batch: Batch | None = None
-    """The one being learned from."""
-    updates: list[Metrics] = field(default_factory=list)
-    """What each update on it measured."""
-    history: list[Row] = field(default_factory=list)
-    """The numbers of every batch."""
-    scatter: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    """Reward and cost of the responses of the first and of the last rollout."""
 
 
 def train(
@@ -227,8 +210,9 @@ class _Loop:
         history = [Row(*row) for row in values["history"]]
         tracking.replay(history)
         logger.info("rl continues after %d of %d batches", values["number"], self.batches)
-        scatter = {name: _points(pairs) for name, pairs in values["scatter"].items()}
-        return Course(values["number"], _pending(checkpoint, self.updater), values["updates"], history, scatter)
+        scatter = {name: points(pairs) for name, pairs in values["scatter"].items()}
+        batch = pending(checkpoint, self.updater.accelerator.device)
+        return Course(values["number"], batch, values["updates"], history, scatter)
 
 
 def ratio_gap(batch: Batch, forward: Forward) -> float:
@@ -237,21 +221,3 @@ def ratio_gap(batch: Batch, forward: Forward) -> float:
         return 0.0
     ratio = (forward.logprobs.detach() - batch.logprobs).masked_fill(~batch.mask, 0.0).exp()
     return float((ratio - 1).abs().max())
-
-
-def _pending(checkpoint: Checkpoint, updater: Updater) -> Batch | None:
-    """The batch that was being learned from."""
-    if "batch" not in checkpoint.values:
-        return None
-    tensors: dict[str, Any] = {
-        name.removeprefix(PENDING): tensor.to(updater.accelerator.device)
-        for name, tensor in checkpoint.tensors.items()
-        if name.startswith(PENDING)
-    }
-    values = checkpoint.values["batch"]
-    return Batch(**tensors, **(values | {"scatter": _points(values["scatter"])}))
-
-
-def _points(pairs: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
-    """Pairs as they were before JSON made lists of them."""
-    return [(reward, cost) for reward, cost in pairs]

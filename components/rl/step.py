@@ -16,7 +16,8 @@ from components.monitoring import Monitor
 from components.rl import algorithms
 from components.rl.alerts import rl_monitor
 from components.rl.assembly import build_networks, build_source
-from components.rl.loop import Course, averages, num_updates, train
+from components.rl.course import Course
+from components.rl.loop import averages, num_updates, train
 from components.rl.ptx import Ptx
 from components.rl.report import write_report
 from components.rl.settings import RLSettings

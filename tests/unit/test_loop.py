@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from components.checkpoints import Checkpoints
 from components.monitoring import Monitor
-from components.rl.loop import Course, averages, num_updates, ratio_gap, train
+from components.rl.course import Course
+from components.rl.loop import averages, num_updates, ratio_gap, train
 from components.rl.settings import RLSettings
 from components.rl.types import Batch, Forward, Means
 from components.settings import Compute, Optimizer

@@ -32,7 +32,8 @@ from components.monitoring import Monitor
 from components.rl.algorithm_settings import GRPOSettings, OnlineDPOSettings, PPOSettings, RLOOSettings
 from components.rl.algorithms import build
 from components.rl.assembly import build_networks, build_source
-from components.rl.loop import Course, num_updates, train
+from components.rl.course import Course
+from components.rl.loop import num_updates, train
 from components.rl.networks import Networks
 from components.rl.settings import RLSettings
 from components.rl.types import Batch, Source
