@@ -163,6 +163,15 @@ class PreferenceLossSettings(Group):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Share of pairs taken to be labelled the wrong way round; for `sigmoid`."""
 
+    @model_validator(mode="after")
+    def _smooths_what_it_can(self) -> Self:
+        if self.loss == "ipo" and self.label_smoothing:
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing} and loss is ipo, which does without; set it to 0, or loss "
+                "to sigmoid."
+            )
+        return self
+
 
 class OnlineDPOSettings(OnlineSettings, PreferenceLossSettings):
     """DPO on the best and the worst of the responses just sampled."""

@@ -66,6 +66,11 @@ def test_the_loss_by_hand(fields: dict[str, Any], expected: float) -> None:
     assert algorithm.terms(batch) == 2
 
 
+def test_smoothed_labels_are_refused_where_the_loss_would_ignore_them() -> None:
+    with pytest.raises(ValueError, match=r"label_smoothing is 0\.1 and loss is ipo.*set it to 0, or loss to sigmoid"):
+        DPOSettings(loss="ipo", label_smoothing=0.1)
+
+
 def test_what_is_logged_by_hand() -> None:
     batch = pairs()
     _, means = dpo().loss(batch, forward_of(batch, 2.0, -1.0, -1.0, 0.5))

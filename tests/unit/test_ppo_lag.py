@@ -163,6 +163,8 @@ def test_the_share_of_unsafe_responses_can_take_the_place_of_the_cost() -> None:
     same = frozen_at(2.0).targets(rollout(costs=torch.tensor([1.0, 0.0, 1.0])))
     torch.testing.assert_close(shares.advantages, same.advantages)
     assert shares.metrics["cost/window_mean"] == pytest.approx(2 / 3)
+    boundary = frozen_at(2.0, constrain="unsafe", cost_limit=0.5).targets(rollout(costs=torch.tensor([0.0, -0.5, 0.1])))
+    assert boundary.metrics["cost/window_mean"] == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match=r"cost_limit is 0\.0 and constrain is unsafe; accepted: a share above 0"):
         PPOLagSettings(constrain="unsafe")
 
