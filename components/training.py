@@ -6,6 +6,7 @@ anyway.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +18,6 @@ from components.artifacts import Metrics
 from components.batches import token_batches
 from components.checkpoints import Checkpoints
 from components.progress import Progress
-from components.randomness import random_states, set_random_states
 from components.settings import Training
 from components.updates import Updater, total
 
@@ -58,15 +58,17 @@ def fit(
     label: str,
     evaluate: Callable[[], Metrics],
     checkpoints: Checkpoints,
+    finish: Callable[[Metrics], object],
     prefix: str = "",
 ) -> Metrics:
-    """Train `model` on `rows`; returns the last evaluation and the training metrics.
+    """Train `model` on `rows`; returns the last evaluation and the training metrics, which `finish` gets first.
 
-    `prefix` stands before the names of the metrics that are tracked, where one step trains several models.
+    `finish` saves what was learned; the checkpoints stay until the caller clears them. `prefix` stands before the
+    names of the metrics that are tracked, where one step trains several models.
 
-    Continues from the newest checkpoint where there is one. The order of the rows depends on the seed alone. The
-    checkpoints stay until the caller has saved the model and clears them. Raises Terminated after SIGTERM, once the
-    update at hand is done and in a checkpoint, and TrainingFailure as `Updater.step` does.
+    Continues from the newest checkpoint where there is one. The order of the rows depends on the seed alone. Raises
+    Terminated after SIGTERM, once a checkpoint holds all that was learned, the update at hand with it; an evaluation
+    and `finish` are broken off and done again by the next start. Raises TrainingFailure as `Updater.step` does.
     """
     plan = list(_plan(objective, rows, settings, seed))
     updater = Updater(model, settings.optimizer, settings.compute, len(plan))
@@ -75,8 +77,11 @@ def fit(
         course.resume()
         for batches in plan[updater.update :]:
             course.finish(_update(updater, objective, [[rows[i] for i in batch] for batch in batches]))
-    model.eval()
-    return course.last() if course.history else evaluate()
+        model.eval()
+        metrics = course.last()
+        with course.repeatable():
+            finish(metrics)
+    return metrics
 
 
 class _Course:
@@ -95,6 +100,7 @@ class _Course:
         self.label, self.updater, self.eval_every, self.evaluate = label, updater, eval_every, evaluate
         self.checkpoints, self.watch, self.prefix = checkpoints, watch, prefix
         self.history: list[tracking.Row] = []
+        self.kept: int | None = None  # the update that the newest checkpoint holds, its evaluation with it
         self.progress = Progress(label, updater.total_updates)
 
     def resume(self) -> None:
@@ -109,37 +115,49 @@ class _Course:
         logger.info("%s continues from update %d of %d", self.label, self.updater.update, self.updater.total_updates)
         if checkpoint.values["unfinished"] is not None:
             self.finish(checkpoint.values["unfinished"])
+        else:
+            self.kept = self.updater.update
 
     def last(self) -> Metrics:
-        """The numbers of the last update."""
+        """The numbers of the last update; the evaluation alone where there was none."""
+        if not self.history:
+            return self.evaluate()
         return {name.removeprefix(self.prefix): value for name, value in self.history[-1].metrics.items()}
 
     def finish(self, metrics: Metrics) -> None:
         """Evaluate where it is time, log, and write a checkpoint where it is time or the step is to stop."""
         update = self.updater.update
         if update == self.updater.total_updates or (self.eval_every and update % self.eval_every == 0):
-            metrics = metrics | self._evaluated(metrics)
+            with self.repeatable(metrics):
+                metrics = metrics | self.evaluate()
         self.history.append(tracking.log_metrics({self.prefix + name: metrics[name] for name in metrics}, update))
         self.progress.advance(loss=metrics["loss/train"])
         if self.checkpoints.due(update) or self.watch.requested:
-            self._save(None)
+            self._save(self.updater.state())
         self.watch.check()
 
-    def _evaluated(self, metrics: Metrics) -> Metrics:
-        """The evaluation; broken off by SIGTERM, it is done again when training continues."""
-        before = random_states()
+    @contextmanager
+    def repeatable(self, unfinished: Metrics | None = None) -> Iterator[None]:
+        """What SIGTERM breaks off inside is done again by the next start, from all that was so before it.
+
+        `unfinished` is what the last update measured, where its evaluation is what is broken off.
+        """
+        before = self.updater.state()  # what is broken off may have drawn random numbers, or merged adapters
         try:
             with self.watch.interruptible():
-                return self.evaluate()
+                yield
         except termination.Terminated:
-            set_random_states(before)
-            self._save(metrics)
+            self._save(before, unfinished)
             raise
 
-    def _save(self, unfinished: Metrics | None) -> None:
-        """A checkpoint; `unfinished` is what the last update measured, where its evaluation is still to come."""
+    def _save(self, tensors: dict[str, Tensor], unfinished: Metrics | None = None) -> None:
+        """A checkpoint; the newest is left alone where it holds the same, for one that is replaced may be lost."""
+        update = self.updater.update
+        if update == self.kept:
+            return
         values = {"updater": self.updater.values(), "history": self.history, "unfinished": unfinished}
-        self.checkpoints.save(self.updater.update, self.updater.state(), values)
+        self.checkpoints.save(update, tensors, values)
+        self.kept = None if unfinished else update
 
 
 def _plan(objective: Objective, rows: Sequence[Any], settings: Training, seed: int) -> Iterator[list[list[int]]]:

@@ -87,6 +87,7 @@ def _train(settings: BaseSettings, documents: list[Document], inputs: dict[str, 
     checkpoints = Checkpoints.of(
         "base", settings_dict, inputs, base, training.checkpoint_every, training.keep_checkpoints
     )
+    card = policy_card("", "base", tokenizer)
     metrics = fit(
         model,
         Likelihood(filler),
@@ -96,9 +97,8 @@ def _train(settings: BaseSettings, documents: list[Document], inputs: dict[str, 
         label="base",
         evaluate=lambda: evaluate_likelihood(model, held_out, filler, training.batch_tokens),
         checkpoints=checkpoints,
+        finish=lambda _: save_model(model, tokenizer, base, card, settings=settings_dict, parents=inputs),
     )
-    card = policy_card("", "base", tokenizer)
-    save_model(model, tokenizer, base, card, settings=settings_dict, parents=inputs)
     checkpoints.clear()
     return metrics | {"base/num_parameters": float(model.num_parameters()), "base/vocab_size": float(len(tokenizer))}
 

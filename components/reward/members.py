@@ -8,7 +8,7 @@ all start from the same backbone with a head at zero.
 
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,23 +59,26 @@ class Lesson:
         return ModelCard(kind, base, kind, template_digest(self.tokenizer), mean, std)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A trained scalar model, adapters merged, in Hugging Face's form."""
+def train_member(lesson: Lesson, number: int, keep: Callable[[Any, ModelCard], None]) -> Metrics:
+    """Train member `number` (0 is the first); returns its held-out metrics and its normalisation.
 
-    model: Any
-    card: ModelCard
-    metrics: Metrics
-
-
-def train_member(lesson: Lesson, number: int) -> Trained:
-    """Member `number` (0 is the first), with its held-out metrics and its normalisation."""
+    `keep` saves the model, adapters merged, in Hugging Face's form; what SIGTERM breaks off of that is done again by
+    the next start.
+    """
     settings, objective = lesson.settings, lesson.objective
     seed = settings.seed + STRIDE * number
     torch.manual_seed(seed)
     scalar = scalar_from_policy(lesson.inputs["sft"])
     scalar.model = with_lora(scalar.model, settings.lora, task_type="SEQ_CLS")
     budget = settings.training.batch_tokens
+    some = random.Random(settings.seed).sample(lesson.train, min(settings.normalization_pairs, len(lesson.train)))
+    scale: Metrics = {}
+
+    def finish(_: Metrics) -> None:
+        mean, std = normalization(scalar, objective, some, budget) if settings.normalize else (0.0, 1.0)
+        scale.update({"score/mean": mean, "score/std": std})
+        keep(merged(scalar.model), lesson.card(mean, std))
+
     metrics = fit(
         scalar,
         objective,
@@ -87,11 +90,10 @@ def train_member(lesson: Lesson, number: int) -> Trained:
             score_pairs(scalar, objective, lesson.test, budget), lesson.test, settings.kind
         ),
         checkpoints=lesson.checkpoints(number),
+        finish=finish,
         prefix=f"member_{number}/" if number else "",
     )
-    some = random.Random(settings.seed).sample(lesson.train, min(settings.normalization_pairs, len(lesson.train)))
-    mean, std = normalization(scalar, objective, some, budget) if settings.normalize else (0.0, 1.0)
-    return Trained(merged(scalar.model), lesson.card(mean, std), metrics | {"score/mean": mean, "score/std": std})
+    return metrics | scale
 
 
 def finish_member(lesson: Lesson, number: int) -> None:
@@ -108,10 +110,12 @@ def finish_member(lesson: Lesson, number: int) -> None:
         return
     logger.info("%s: member %d of %d further ones", lesson.settings.kind, number, lesson.settings.members - 1)
     before = len(tracking.history())
-    trained = train_member(lesson, number)
-    weights = dict(trained.model.named_parameters())
-    values = {"mean": trained.card.score_mean, "std": trained.card.score_std, "history": tracking.history()[before:]}
-    finished.save(1, weights, values)
+
+    def keep(model: Any, card: ModelCard) -> None:
+        values = {"mean": card.score_mean, "std": card.score_std, "history": tracking.history()[before:]}
+        finished.save(1, dict(model.named_parameters()), values)
+
+    train_member(lesson, number, keep)
     lesson.checkpoints(number).clear()
 
 

@@ -2,8 +2,9 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
-from components.artifacts import DataDir, Metrics, member_folders
+from components.artifacts import DataDir, Metrics, ModelCard, member_folders
 from components.errors import InputError
 from components.models import load_scalar, save_model
 from components.reward.measures import ensemble_metrics
@@ -27,17 +28,15 @@ def run(settings: RewardSettings, *, data: Path, sft: Path, model: Path) -> Metr
     further = range(1, settings.members)
     for number in further:
         finish_member(lesson, number)
-    first = train_member(lesson, 0)  # last, so that it goes from memory to where it belongs
-    save_model(
-        first.model,
-        lesson.tokenizer,
-        model,
-        first.card,
-        settings=settings.model_dump(mode="json"),
-        parents=lesson.inputs,
-        members=finished_members(lesson),
-    )
-    metrics = first.metrics | (_ensemble_metrics(lesson, model) if further else {})
+    plain = settings.model_dump(mode="json")
+
+    def keep(first: Any, card: ModelCard) -> None:
+        others = finished_members(lesson)
+        save_model(first, lesson.tokenizer, model, card, settings=plain, parents=lesson.inputs, members=others)
+
+    metrics = train_member(lesson, 0, keep)  # last, so that it goes from memory to where it belongs
+    if further:
+        metrics |= _ensemble_metrics(lesson, model)
     lesson.checkpoints(0).clear()
     for number in further:
         lesson.checkpoints(number, finished=True).clear()

@@ -38,6 +38,7 @@ def run(settings: SFTSettings, *, data: Path, base: Path, model: Path) -> Metric
     checkpoints = Checkpoints.of(
         "sft", settings_dict, inputs, model, training.checkpoint_every, training.keep_checkpoints
     )
+    card = policy_card(folder_digest(base), "sft", tokenizer)
     metrics = fit(
         policy,
         Likelihood(tokenizer.eos_token_id),
@@ -47,8 +48,7 @@ def run(settings: SFTSettings, *, data: Path, base: Path, model: Path) -> Metric
         label="sft",
         evaluate=lambda: evaluate_likelihood(policy, held_out, tokenizer.eos_token_id, training.batch_tokens),
         checkpoints=checkpoints,
+        finish=lambda _: save_model(policy, tokenizer, model, card, settings=settings_dict, parents=inputs),
     )
-    card = policy_card(folder_digest(base), "sft", tokenizer)
-    save_model(policy, tokenizer, model, card, settings=settings_dict, parents=inputs)
     checkpoints.clear()
     return metrics | {f"{name}_before": value for name, value in before.items()}

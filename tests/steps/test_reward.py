@@ -201,11 +201,11 @@ def test_an_interrupted_ensemble_trains_no_finished_member_again(
     trained: list[int] = []
     kills, again = [2, 0], tmp_path / "again" / "m"
 
-    def watched(lesson: Any, number: int) -> Any:
+    def watched(lesson: Any, number: int, keep: Any) -> Any:
         trained.append(number)
         if kills[:1] == [number]:
             raise KeyboardInterrupt(kills.pop(0))
-        return train(lesson, number)
+        return train(lesson, number, keep)
 
     train = members.train_member
     for module in (members, step):
@@ -227,8 +227,9 @@ def test_members_draw_other_pairs_and_keep_the_normalisation_to_the_same(
 ) -> None:
     fitted: list[list[Any]] = []
 
-    def fit(model: Any, objective: Any, rows: Any, *args: Any, **fields: Any) -> dict[str, float]:
+    def fit(model: Any, objective: Any, rows: Any, *args: Any, finish: Any, **fields: Any) -> dict[str, float]:
         fitted.append(list(rows))
+        finish({})
         return {}
 
     normalised: list[Any] = []

@@ -1,15 +1,23 @@
 """Steps that are killed at any update and started again end as those that nobody killed."""
 
+import os
 import random
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from components import termination
+from components import training as training_module
+from components.artifacts import Metrics, verify_manifest
+from components.models import merged
+from components.reward import step as reward_step
 from components.reward.settings import RewardSettings
 from components.settings import Lora, StepSettings
+from components.sft import step as sft_step
 from components.sft.settings import SFTSettings
 from starts import Stop
 
@@ -57,3 +65,33 @@ def test_a_step_stopped_at_any_update_and_started_again_ends_as_one_that_was_not
     assert stopped.result == whole.result
     assert stopped.starts[1].late_updates <= 1
     assert not list(tmp_path.rglob("tensors.safetensors"))
+
+
+@pytest.mark.parametrize("task", ["sft", "reward", "cost", "ensemble"])
+def test_sigterm_while_the_model_is_saved_costs_no_training(
+    task: str, work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = work(task)
+    module = {"sft": sft_step, "reward": reward_step}[made["step"]]
+    training = made["settings"].training.model_copy(update={"checkpoint_every": 0})
+    settings = made["settings"].model_copy(update={"training": training})
+
+    def run_here(folder: Path) -> Metrics:
+        with termination.watch() as stop, stop.interruptible():
+            metrics: Metrics = module.run(settings, **made["inputs"], model=folder / "m")
+        return metrics
+
+    whole = run_here(tmp_path / "a")
+
+    def stopped_half_way(model: Any, *_: Any, **__: Any) -> None:
+        merged(model)  # as the first thing that saving does: the adapters are gone
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_model", stopped_half_way)
+        with pytest.raises(termination.Terminated):
+            run_here(tmp_path / "b")
+    monkeypatch.setattr(training_module, "_update", None)  # nothing is left to learn
+    assert run_here(tmp_path / "b") == whole
+    assert verify_manifest(tmp_path / "a" / "m") == verify_manifest(tmp_path / "b" / "m")

@@ -78,6 +78,7 @@ def trained(
         label="test",
         evaluate=lambda: {"eval/loss": 0.0},
         checkpoints=Checkpoints(folder, every),
+        finish=lambda metrics: None,
     )
 
 
@@ -153,7 +154,7 @@ def test_evaluation_comes_as_often_as_asked_and_at_the_end(tmp_path: Path) -> No
     settings = Training(epochs=1, batch_tokens=64, eval_every=3, optimizer=PLAIN, compute=FP32)
     metrics = fit(
         network(), Regression(), points(64), settings, seed=0, label="test", evaluate=evaluate,
-        checkpoints=Checkpoints(tmp_path, 0),
+        checkpoints=Checkpoints(tmp_path, 0), finish=lambda metrics: None,
     )  # fmt: skip
     assert len(calls) == 3  # of 8 updates after 3, 6 and the last
     assert metrics["eval/loss"] == pytest.approx(1 / 3)
@@ -166,10 +167,11 @@ SOME_EVALUATIONS = Training(
 
 
 class Stopped(Regression):
-    """Is sent SIGTERM at the n-th loss or evaluation of this start, and evaluates with random numbers."""
+    """Is sent SIGTERM at the n-th loss, evaluation or finish of this start, and evaluates with random numbers."""
 
-    def __init__(self, at_loss: int = 0, at_evaluation: int = 0) -> None:
-        self.losses, self.evaluations = at_loss, at_evaluation
+    def __init__(self, at_loss: int = 0, at_evaluation: int = 0, at_finish: int = 0) -> None:
+        self.losses, self.evaluations, self.finishes = at_loss, at_evaluation, at_finish
+        self.saved: dict[str, float] = {}
 
     def loss(self, model: nn.Module, rows: Sequence[Point]) -> Loss:
         self.losses -= 1
@@ -184,6 +186,12 @@ class Stopped(Regression):
             os.kill(os.getpid(), signal.SIGTERM)
         return {"eval/draw": drawn}
 
+    def finish(self, metrics: dict[str, float]) -> None:
+        self.finishes -= 1
+        if self.finishes == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.saved = metrics
+
 
 def start(
     objective: Stopped, folder: Path, every: int = 0, place: str = ""
@@ -193,7 +201,7 @@ def start(
     with tracking.track("test", {}, folder):
         metrics = fit(
             model, objective, points(64), SOME_EVALUATIONS, seed=1, label="test", evaluate=objective.evaluate,
-            checkpoints=Checkpoints(place or folder / "checkpoints", every),
+            checkpoints=Checkpoints(place or folder / "checkpoints", every), finish=objective.finish,
         )  # fmt: skip
     return metrics, [parameter.detach().clone() for parameter in model.parameters()]
 
@@ -220,6 +228,23 @@ def test_sigterm_anywhere_writes_a_checkpoint_and_training_goes_on_from_it(where
         again = start(Stopped(), folder)
         assert again[0] == metrics and history(folder) == history(tmp_path / "whole")
         assert all(torch.equal(*pair) for pair in zip(again[1], weights, strict=True))
+
+
+@pytest.mark.parametrize("every", [0, 8])
+def test_sigterm_while_the_model_is_saved_costs_no_training(every: int, tmp_path: Path) -> None:
+    metrics, weights = start(Stopped(), tmp_path / "whole")
+    stopped, again = Stopped(at_finish=1), Stopped(at_loss=1, at_evaluation=1)  # neither is reached
+    with pytest.raises(Terminated):
+        start(stopped, tmp_path / "stopped", every)
+    assert not stopped.saved
+    (left,) = (tmp_path / "stopped" / "checkpoints").iterdir()
+    written = left.stat().st_mtime_ns
+    with pytest.raises(Terminated):
+        start(Stopped(at_finish=1), tmp_path / "stopped", every)
+    assert (left.name, left.stat().st_mtime_ns) == ("00000008", written)  # not written again: it might be lost
+    assert start(again, tmp_path / "stopped", every)[0] == metrics == again.saved
+    assert history(tmp_path / "stopped") == history(tmp_path / "whole")
+    assert (again.losses, again.evaluations) == (1, 1) and len(weights) == 4
 
 
 def test_training_goes_on_in_another_place_from_a_checkpoint_in_an_object_store(store: str, tmp_path: Path) -> None:
