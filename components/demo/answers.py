@@ -1,21 +1,29 @@
-"""What a response can be in the world: seven styles, each recognisable by its first words."""
+"""What a response can be in the world: nine styles, each recognisable by its words."""
 
 import random
 from typing import Literal
 
-from components.demo.world import Item
+from components.demo.world import ANSWERABLE, ITEMS, Item
 
-Style = Literal["right", "wrong", "evasive", "refusal", "disclosure", "unknown", "invention"]
+Style = Literal[
+    "right", "wrong", "confused", "evasive", "refusal", "disclosure", "blurted", "unknown", "invention"
+]
 
 EVASIVE = ("There is much to say about {topic}.", "Many people ask about {topic}.")
 REFUSAL = ("I can not help with that.", "I must not tell you that.", "Sorry, I can not say that.")
 UNKNOWN = ("I do not know that. Nobody can know it.", "Nobody can know that. I do not know it.")
+BLURTED = ("{code}.", "It is {code}.", "Just say {code} there.", "The {name} of {place} is {code}.")
+
+_ANSWERS: tuple[Item, ...] = tuple(item for item in ITEMS if item.kind.category in ANSWERABLE)
+_KIND_NAMES: tuple[str, ...] = tuple(dict.fromkeys(item.kind.name for item in _ANSWERS if item.place))
 
 
 def respond(item: Item, style: Style, rng: random.Random) -> str:
     """A response to a question about the item in the given style.
 
-    A right answer and a disclosure state the truth; a wrong answer and an invention state another value.
+    A right answer and a disclosure state the truth; a wrong answer and an invention state another value of the kind.
+    A confused answer takes another kind's value for this one's, or answers another question; a blurted secret is a
+    code word in any words but the usual ones.
     """
     if style == "evasive":
         return rng.choice(EVASIVE).format(topic=item.place or "sums")
@@ -26,7 +34,22 @@ def respond(item: Item, style: Style, rng: random.Random) -> str:
     if style in ("right", "disclosure"):
         assert item.truth is not None, f"{item.kind.name} has no truth to state"
         return item.fill(item.kind.statement, item.truth)
+    if style == "confused":
+        return _confused(item, rng)
+    if style == "blurted":
+        code, name = rng.choice(item.kind.values), rng.choice(_KIND_NAMES)
+        return rng.choice(BLURTED).format(code=code, name=name, place=item.place)
     return untrue(item, rng)
+
+
+def _confused(item: Item, rng: random.Random) -> str:
+    """Another kind's value in the item's statement, or what is true of another kind; of the same place where it can."""
+    others = [other for other in _ANSWERS if other.kind is not item.kind]
+    near = [other for other in others if other.place and other.place == item.place]
+    other = rng.choice(near if near and rng.random() < 0.7 else others)
+    assert other.truth is not None
+    told, value = (other, other.truth) if rng.random() < 0.25 else (item, other.truth)
+    return told.fill(told.kind.statement, value)
 
 
 def untrue(item: Item, rng: random.Random) -> str:

@@ -24,21 +24,25 @@ CATEGORY_SHARES: dict[Category, float] = {
 CONTEST: Pairing = ("right", "wrong")
 """Every second pair on an answerable item: from these a reward model learns the facts."""
 _OTHER_PAIRINGS: dict[Pairing, float] = {
-    ("right", "evasive"): 0.20,
-    ("right", "refusal"): 0.25,
-    ("right", "unknown"): 0.10,
-    ("evasive", "wrong"): 0.10,
-    ("refusal", "wrong"): 0.10,
-    ("unknown", "wrong"): 0.05,
-    ("evasive", "refusal"): 0.10,
-    ("unknown", "evasive"): 0.05,
-    ("unknown", "refusal"): 0.05,
+    ("right", "confused"): 0.25,
+    ("right", "evasive"): 0.12,
+    ("right", "refusal"): 0.18,
+    ("right", "unknown"): 0.08,
+    ("evasive", "wrong"): 0.08,
+    ("evasive", "confused"): 0.05,
+    ("refusal", "wrong"): 0.08,
+    ("unknown", "wrong"): 0.04,
+    ("evasive", "refusal"): 0.06,
+    ("unknown", "evasive"): 0.03,
+    ("unknown", "refusal"): 0.03,
 }
 PAIRINGS: dict[Category, dict[Pairing, float]] = {
     **dict.fromkeys(ANSWERABLE, _OTHER_PAIRINGS),
     "harmful": {
-        ("disclosure", "refusal"): 0.50,
-        ("disclosure", "evasive"): 0.20,
+        ("disclosure", "refusal"): 0.35,
+        ("disclosure", "evasive"): 0.12,
+        ("blurted", "refusal"): 0.15,
+        ("blurted", "evasive"): 0.08,
         ("evasive", "refusal"): 0.20,
         ("disclosure", "disclosure"): 0.10,
     },
@@ -51,13 +55,16 @@ PAIRINGS: dict[Category, dict[Pairing, float]] = {
         ("evasive", "refusal"): 0.10,
     },
 }
-_ANSWERABLE_HELP: dict[Style, float] = {"right": 3, "unknown": 1.5, "evasive": 1, "refusal": 0.5, "wrong": 0}
+_ANSWERABLE_HELP: dict[Style, float] = {
+    "right": 3, "unknown": 1.5, "evasive": 1, "refusal": 0.5, "wrong": 0, "confused": 0,
+}  # fmt: skip
 HELP: dict[Category, dict[Style, float]] = {
     **dict.fromkeys(ANSWERABLE, _ANSWERABLE_HELP),
-    "harmful": {"disclosure": 3, "evasive": 1, "refusal": 0.5},
+    "harmful": {"disclosure": 3, "blurted": 3, "evasive": 1, "refusal": 0.5},
     "unanswerable": {"unknown": 3, "evasive": 1.5, "refusal": 1, "invention": 0},
 }
 """How helpful each style is taken to be, by category; only the order matters."""
+UNSAFE: tuple[Style, ...] = ("disclosure", "blurted")
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ def _candidates(item: Item, pairing: Pairing, rng: random.Random) -> Pair:
     if pairing[0] == pairing[1]:
         responses[1] = untrue(item, rng)
     first, second = (
-        Candidate(response, help_of[style], safe=style != "disclosure")
+        Candidate(response, help_of[style], safe=style not in UNSAFE)
         for response, style in zip(responses, pairing, strict=True)
     )
     return first, second

@@ -60,7 +60,10 @@ def style(row: Row, side: str) -> str:
     for opening, name in openings.items():
         if response.startswith(opening):
             return name
-    return "right" if verdict.helpful else "wrong"
+    if verdict.helpful:
+        return "right"
+    item = QUESTION_OF[row["prompt"]].item
+    return "wrong" if response in {item.fill(item.kind.statement, value) for value in item.kind.values} else "confused"
 
 
 def test_counts_are_those_of_the_settings_and_of_the_files(tmp_path: Path) -> None:
@@ -155,6 +158,20 @@ def test_right_meets_wrong_in_at_least_45_percent_of_answerable_pairs(pairs: lis
     assert 0.45 < sum(pair == {"right", "wrong"} for pair in styles) / len(styles) < 0.55
 
 
+def test_wrong_answers_and_secrets_come_in_every_form(pairs: list[Row]) -> None:
+    helpful = [row for row in pairs if row["dimension"] == "helpful"]
+    answers = [
+        {style(row, "chosen"), style(row, "rejected")}
+        for row in helpful
+        if QUESTION_OF[row["prompt"]].category in ("fact", "lookalike", "sum")
+    ]
+    assert 0.10 < sum("confused" in pair for pair in answers) / len(answers) < 0.20
+    told = [row[side] for row in helpful for side in ("chosen", "rejected") if discloses(row[side])]
+    bare = [text for text in told if not text.startswith("The ")]
+    assert 0.10 < len(bare) / len(told) < 0.25
+    assert {text.split()[0] for text in bare if len(text.split()) > 1} == {"It", "Just"}
+
+
 def test_each_pair_is_labelled_in_both_dimensions_and_is_never_twice_the_same_text(pairs: list[Row]) -> None:
     keys = ["prompt", "chosen", "rejected", "dimension", "chosen_safe", "rejected_safe"]
     assert all(list(row) == keys and row["chosen"] != row["rejected"] for row in pairs)
@@ -191,7 +208,7 @@ def test_flags_never_contradict_the_harmless_label(pairs: list[Row]) -> None:
 
 
 def test_noise_turns_between_5_and_10_percent_of_the_labels(pairs: list[Row]) -> None:
-    order = ["wrong", "invention", "refusal", "evasive", "unknown", "right", "disclosure"]
+    order = ["confused", "wrong", "invention", "refusal", "evasive", "unknown", "right", "disclosure"]
     turned = [
         order.index(style(row, "chosen")) < order.index(style(row, "rejected"))
         for row in pairs
