@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.rl.settings import RLSettings
-from starts import ENDING, LEARNING, OUTSIDE, SAMPLING, SAVING, Ending, Place, Start, Starts, Stop, ending
+from places import ENDING, LEARNING, OUTSIDE, SAMPLING, SAVING, Place
+from starts import Ending, Start, Starts, Stop, ending
 from tiny_models import ALGORITHMS, ROLLOUT_UPDATES, ROLLOUTS, make_inputs, silence, tiny_rl
 
 DTYPES = ("fp32", "bf16")

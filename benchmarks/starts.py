@@ -1,8 +1,8 @@
 """Steps started in processes of their own, stopped by a signal and started again, as a cluster does.
 
 The processes are forked from one that has loaded everything (`preloaded`), so that a start takes a fraction of a
-second. A step that trains shows in shared memory where it stands: it is known what a signal fell on, and how much was
-still done after it.
+second. A step that trains shows where it stands (`places`): it is known what a signal fell on, and how much was still
+done after it.
 """
 
 import json
@@ -11,22 +11,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from multiprocessing import forkserver
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from components.artifacts import read_json, verify_manifest
 from components.settings import StepSettings
+from places import OUTSIDE, PHASES, Place, follow, place
 
-PHASES = ("outside", "sampling", "learning", "saving", "ending")
-OUTSIDE, SAMPLING, LEARNING, SAVING, ENDING = PHASES
-"""Before and after training; making a batch; learning from it; writing a checkpoint; saving what was learned."""
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",  # what is killed leaves semaphores
@@ -45,18 +41,6 @@ class Stop(NamedTuple):
     delay_s: float = 0.0
     """so long after that."""
     signal: int = signal.SIGKILL
-
-
-class Place(NamedTuple):
-    """Where a start stands."""
-
-    phase: str
-    batch: int
-    """The batch (0-based) that it made last; for rl."""
-    batch_updates: int
-    """Updates that it took on that batch."""
-    updates: int
-    """Updates that it took altogether."""
 
 
 @dataclass(frozen=True)
@@ -152,12 +136,12 @@ class Starts:
         stopped = None
         if stop is not None and _reached(stop, folder, shown, process):
             os.kill(process.pid or 0, stop.signal)
-            stopped = _place(shown)
+            stopped = place(shown)
         process.join(LIMIT_S)
         log = (folder / "log.txt").read_text() if (folder / "log.txt").exists() else ""
         if process.exitcode not in (0, -signal.SIGKILL, 128 + signal.SIGTERM):
             print(log)
-        return Start(process.exitcode, stopped or _place(shown), _place(shown), log)
+        return Start(process.exitcode, stopped or place(shown), place(shown), log)
 
 
 def ending(folder: Path, starts: Sequence[Start] = ()) -> Ending:
@@ -169,81 +153,6 @@ def ending(folder: Path, starts: Sequence[Start] = ()) -> Ending:
     metrics = {k: v for k, v in read_json(folder / "metrics").items() if not k.startswith("perf/")}
     digest = verify_manifest(folder / "model")
     return Ending(tuple(starts), digest, history, _rows(folder / "alerts.jsonl"), metrics)
-
-
-def follow(
-    shown: Any,
-    folder: Path,
-    environment: Mapping[str, str],
-    step: str,
-    settings: Mapping[str, Any],
-    inputs: Mapping[str, Path],
-    task: str,
-) -> None:
-    """What the process of a start does: the step, which shows where it stands.
-
-    The report of rl, which takes longer than all else on tiny models, is left out.
-    """
-    from components.launch import launch
-    from components.rl import step as rl
-
-    os.environ.update(environment)
-    with (folder / "log.txt").open("w", buffering=1) as log:
-        _print_to(log)
-        _show(shown)
-        artifacts: dict[str, Any] = {name: SimpleNamespace(path=str(path)) for name, path in inputs.items()}
-        artifacts["model"] = SimpleNamespace(path=str(folder / "model"))
-        metrics = SimpleNamespace(path=str(folder / "metrics"), log_metric=lambda *_: None)
-        with patch.object(rl, "write_report"):
-            launch(step, settings, metrics=metrics, task=task or step, **artifacts)
-
-
-def _print_to(log: TextIO) -> None:
-    """Everything that this process prints goes to `log`, what libraries in C print too."""
-    for number in (1, 2):
-        os.dup2(log.fileno(), number)
-    sys.stdout = sys.stderr = log
-
-
-def _show(shown: Any) -> None:
-    """Make the training in this process show where it stands: phase, batch, updates on it and altogether."""
-    from components.checkpoints import Checkpoints
-    from components.rl import step as rl
-    from components.rl.pairs import PairSource
-    from components.rl.rollout import RolloutSource
-    from components.updates import Updater
-
-    def within(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def shows(*args: Any, **fields: Any) -> Any:
-            before = shown[0]
-            if phase == SAMPLING:
-                shown[1], shown[2] = args[1], 0  # the batch's number
-            shown[0] = PHASES.index(phase)
-            result = function(*args, **fields)
-            shown[0] = before
-            return result
-
-        return shows
-
-    def counted(take_step: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(take_step)
-        def shows(updater: Updater) -> Any:
-            result = take_step(updater)
-            shown[2], shown[3] = shown[2] + 1, shown[3] + 1
-            return result
-
-        return shows
-
-    places = [(rl, "train", LEARNING), (Checkpoints, "save", SAVING), (rl, "save_model", ENDING)]
-    for owner, name, phase in (*places, (RolloutSource, "batch", SAMPLING), (PairSource, "batch", SAMPLING)):
-        setattr(owner, name, within(phase, getattr(owner, name)))
-    Updater.step = counted(Updater.step)  # type: ignore[method-assign]
-
-
-def _place(shown: Any) -> Place:
-    phase, *numbers = shown
-    return Place(PHASES[phase], *numbers)
 
 
 def _reached(stop: Stop, folder: Path, shown: Any, process: Any) -> bool:

@@ -12,10 +12,7 @@ Style = Literal[
 EVASIVE = ("There is much to say about {topic}.", "Many people ask about {topic}.")
 REFUSAL = ("I can not help with that.", "I must not tell you that.", "Sorry, I can not say that.")
 UNKNOWN = ("I do not know that. Nobody can know it.", "Nobody can know that. I do not know it.")
-BLURTED = ("{code}.", "It is {code}.", "Just say {code} there.", "The {name} of {place} is {code}.")
-
 _ANSWERS: tuple[Item, ...] = tuple(item for item in ITEMS if item.kind.category in ANSWERABLE)
-_KIND_NAMES: tuple[str, ...] = tuple(dict.fromkeys(item.kind.name for item in _ANSWERS if item.place))
 
 
 def respond(item: Item, style: Style, rng: random.Random) -> str:
@@ -23,7 +20,7 @@ def respond(item: Item, style: Style, rng: random.Random) -> str:
 
     A right answer and a disclosure state the truth; a wrong answer and an invention state another value of the kind.
     A confused answer takes another kind's value for this one's, or answers another question; a blurted secret is a
-    code word in any words but the usual ones.
+    code word in any other words, alone or in the middle of what is harmless without it.
     """
     if style == "evasive":
         return rng.choice(EVASIVE).format(topic=item.place or "sums")
@@ -32,14 +29,27 @@ def respond(item: Item, style: Style, rng: random.Random) -> str:
     if style == "unknown":
         return rng.choice(UNKNOWN)
     if style in ("right", "disclosure"):
-        assert item.truth is not None, f"{item.kind.name} has no truth to state"
-        return item.fill(item.kind.statement, item.truth)
+        return _right(item)
     if style == "confused":
         return _confused(item, rng)
     if style == "blurted":
-        code, name = rng.choice(item.kind.values), rng.choice(_KIND_NAMES)
-        return rng.choice(BLURTED).format(code=code, name=name, place=item.place)
+        return _blurted(item, rng)
     return untrue(item, rng)
+
+
+def _right(item: Item) -> str:
+    """The item's statement of the truth."""
+    assert item.truth is not None, f"{item.kind.name} has no truth to state"
+    return item.fill(item.kind.statement, item.truth)
+
+
+def _blurted(item: Item, rng: random.Random) -> str:
+    """A code word alone, or in place of a word of a harmless response or before it."""
+    code, harmless = rng.choice(item.kind.values), rng.choice((*EVASIVE, *REFUSAL, *UNKNOWN, ""))
+    words = (harmless.format(topic=item.place) or _right(rng.choice(_ANSWERS))).split()
+    at = rng.randrange(len(words))
+    words[at : at + rng.randrange(2)] = [code]
+    return rng.choice((f"{code}.", f"It is {code}.", *[" ".join(words)] * 3))
 
 
 def _confused(item: Item, rng: random.Random) -> str:
@@ -47,9 +57,10 @@ def _confused(item: Item, rng: random.Random) -> str:
     others = [other for other in _ANSWERS if other.kind is not item.kind]
     near = [other for other in others if other.place and other.place == item.place]
     other = rng.choice(near if near and rng.random() < 0.7 else others)
+    if rng.random() < 0.25:
+        return _right(other)
     assert other.truth is not None
-    told, value = (other, other.truth) if rng.random() < 0.25 else (item, other.truth)
-    return told.fill(told.kind.statement, value)
+    return item.fill(item.kind.statement, other.truth)
 
 
 def untrue(item: Item, rng: random.Random) -> str:

@@ -39,12 +39,13 @@ _OTHER_PAIRINGS: dict[Pairing, float] = {
 PAIRINGS: dict[Category, dict[Pairing, float]] = {
     **dict.fromkeys(ANSWERABLE, _OTHER_PAIRINGS),
     "harmful": {
-        ("disclosure", "refusal"): 0.35,
-        ("disclosure", "evasive"): 0.12,
-        ("blurted", "refusal"): 0.15,
-        ("blurted", "evasive"): 0.08,
+        ("disclosure", "refusal"): 0.30,
+        ("disclosure", "evasive"): 0.10,
+        ("blurted", "refusal"): 0.20,
+        ("blurted", "evasive"): 0.10,
         ("evasive", "refusal"): 0.20,
-        ("disclosure", "disclosure"): 0.10,
+        ("disclosure", "blurted"): 0.05,
+        ("disclosure", "disclosure"): 0.05,
     },
     "unanswerable": {
         ("unknown", "invention"): 0.45,
@@ -60,7 +61,7 @@ _ANSWERABLE_HELP: dict[Style, float] = {
 }  # fmt: skip
 HELP: dict[Category, dict[Style, float]] = {
     **dict.fromkeys(ANSWERABLE, _ANSWERABLE_HELP),
-    "harmful": {"disclosure": 3, "blurted": 3, "evasive": 1, "refusal": 0.5},
+    "harmful": {"disclosure": 3, "blurted": 2, "evasive": 1, "refusal": 0.5},
     "unanswerable": {"unknown": 3, "evasive": 1.5, "refusal": 1, "invention": 0},
 }
 """How helpful each style is taken to be, by category; only the order matters."""

@@ -1,6 +1,7 @@
 """The files that the demo step writes: their counts, their shares, their noise, and what they never share."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from components.demo.questions import QUESTIONS, Question
 from components.demo.settings import DemoSettings
 from components.demo.step import run
 from components.demo.vocabulary import CODES
-from components.demo.world import ITEMS
+from components.demo.world import ITEMS, KINDS
 from components.errors import InputError
 
 Row = dict[str, Any]
 
 QUESTION_OF: dict[str, Question] = {question.prompt: question for question in QUESTIONS}
+SECRET_KINDS = [kind.name for kind in KINDS if kind.category == "harmful"]
 FILES = ("corpus.jsonl", "demonstrations.json", "preferences.jsonl", "prompts.jsonl", "test_prompts.jsonl")
 
 
@@ -167,9 +169,11 @@ def test_wrong_answers_and_secrets_come_in_every_form(pairs: list[Row]) -> None:
     ]
     assert 0.10 < sum("confused" in pair for pair in answers) / len(answers) < 0.20
     told = [row[side] for row in helpful for side in ("chosen", "rejected") if discloses(row[side])]
-    bare = [text for text in told if not text.startswith("The ")]
-    assert 0.10 < len(bare) / len(told) < 0.25
-    assert {text.split()[0] for text in bare if len(text.split()) > 1} == {"It", "Just"}
+    usual = re.compile(rf"The ({'|'.join(SECRET_KINDS)}) of \w+ is \w+\.")
+    blurted = [text for text in told if not usual.fullmatch(text)]
+    assert 0.35 < len(blurted) / len(told) < 0.5
+    lengths = Counter(len(text.split()) for text in blurted)
+    assert lengths[1] > 30 and lengths[3] > 30 and sum(lengths[n] for n in range(5, 12)) > 150
 
 
 def test_each_pair_is_labelled_in_both_dimensions_and_is_never_twice_the_same_text(pairs: list[Row]) -> None:
