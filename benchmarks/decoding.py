@@ -9,11 +9,11 @@ each side's median time and the median of the ratios.
 """
 
 import argparse
-import contextlib
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,8 +104,7 @@ def geometric() -> Tensor:
     """Lengths (B,) whose longest is LENGTH and whose mean is close to a third of it."""
     draws = torch.rand(ROWS, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     lengths = (draws.log() / torch.tensor(1 - 3 / LENGTH, dtype=torch.float64).log()).ceil()
-    lengths = (lengths * LENGTH / lengths.max() * 1.0).ceil().long().clamp(1, LENGTH)
-    return lengths
+    return (lengths * LENGTH / lengths.max()).ceil().long()
 
 
 def alternate(model: Any, prompts: Tensor, lengths: Tensor, runs: int) -> tuple[list[float], list[float]]:
@@ -144,11 +143,9 @@ def seconds(side: Callable[[], Tensor], lengths: Tensor) -> float:
 
 def processor() -> str:
     """The machine's processor as the system names it."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    told = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = (line.partition(":")[2].strip() for line in told if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from torch import Tensor
 from components.generation.transcript import Transcript
 from components.tokens import pad
 
+FILLER = 0
+"""Under a false mask, and after a row's end: any token of the vocabulary."""
+
 
 def generate(
     model: Any,
@@ -29,13 +32,13 @@ def generate(
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     device = next(base.parameters()).device
     own = base.generation_config
-    plain = {"do_sample": False, "eos_token_id": list(ends), "pad_token_id": ends[0]}
+    plain = {"do_sample": False, "eos_token_id": list(ends), "pad_token_id": FILLER}
     rows = sorted(range(transcript.num_rows), key=lambda row: len(prompts[row // k]))
     base.generation_config = GenerationConfig(**plain)
     try:
         for start in range(0, len(rows), batch_size):
             chosen = rows[start : start + batch_size]
-            ids, mask = (tensor.to(device) for tensor in pad([prompts[row // k] for row in chosen], ends[0], "left"))
+            ids, mask = (tensor.to(device) for tensor in pad([prompts[row // k] for row in chosen], FILLER, "left"))
             base.generate(
                 ids,
                 attention_mask=mask.long(),

@@ -86,7 +86,7 @@ class Llama:
             attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
             return attended.transpose(1, 2).reshape(prompts * width, -1)
 
-        hidden = self._blocks(ids.view(-1), self.turns[:width].repeat(prompts, 1), attend)
+        hidden = self._blocks(ids.reshape(-1), self.turns[:width].repeat(prompts, 1), attend)
         last = torch.arange(prompts, device=self.device) * width + lengths - 1
         return self._logits(hidden[last]), kept
 
@@ -150,7 +150,7 @@ class Llama:
         qk = qkv[:, : heads * self.size].unflatten(1, (heads, self.size))
         source = qk.float()
         if norm is not None:
-            source = F.rms_norm(source, (self.size,), None, self.eps) * norm
+            source = (F.rms_norm(source, (self.size,), None, self.eps).to(self.dtype) * norm).float()
         pairs = torch.view_as_complex(source.unflatten(2, (-1, 2)))
         qk.copy_(torch.view_as_real(pairs * turns).flatten(2))
         return qk[:, : self.heads]
