@@ -66,19 +66,14 @@ def decode(tokenizer: Any, samples: Samples) -> list[Response]:
 def respond(
     model: Any, tokenizer: Any, prompts: Sequence[Conversation], generation: Generation, seed: int
 ) -> list[Response]:
-    """One response to each conversation, decoded in batches sorted by length; the order is the prompts'."""
+    """One response to each conversation, in the conversations' order."""
     from components.generation.native import NativeSampler
     from components.progress import Progress
     from components.tokens import encode_prompt
 
     sampler = NativeSampler(model, tokenizer.eos_token_id, generation, seed)
     encoded = [encode_prompt(tokenizer, prompt)[-generation.max_prompt_tokens :] for prompt in prompts]
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    if not encoded:
+        return []
     progress = Progress("responses", len(encoded))
-    responses: dict[int, Response] = {}
-    for start in range(0, len(order), generation.batch_size):
-        batch = order[start : start + generation.batch_size]
-        decoded = decode(tokenizer, sampler.sample([encoded[index] for index in batch]))
-        responses |= dict(zip(batch, decoded, strict=True))
-        progress.advance(len(batch))
-    return [responses[index] for index in range(len(encoded))]
+    return decode(tokenizer, sampler.sample(encoded, finished=progress.advance))

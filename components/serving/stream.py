@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from components.generation.native import pick
+from components.generation.picking import pick
 from components.settings import Generation
 from components.tokens import Tokenizer
 

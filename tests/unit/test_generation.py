@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from components.generation import Samples, respond
-from components.generation.native import NativeSampler, pick, truncate
+from components.generation.native import NativeSampler
+from components.generation.picking import pick, truncate
 from components.models import end_ids, load_policy, response_logprobs
 from components.records import Message
 from components.settings import Generation

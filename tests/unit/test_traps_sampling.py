@@ -14,7 +14,8 @@ from components.errors import InputError
 from components.evaluate.measures import Measures
 from components.evaluate.report import Report
 from components.evaluate.settings import EvaluateSettings
-from components.generation.native import NativeSampler, truncate
+from components.generation.native import NativeSampler
+from components.generation.picking import truncate
 from components.models import autocast, load_policy, response_logprobs
 from components.rl.algorithm_settings import (
     BestOfKSettings,

@@ -68,6 +68,7 @@ def test_an_end_token_inside_a_prompt_reaches_the_trainer(policy_folder: Path) -
 
 def test_what_is_scored_ends_at_the_first_end_token_and_so_does_what_is_learned(policy_folder: Path) -> None:
     models = models_of(policy_folder, max_new_tokens=8)
+    models.sampler.ends = [-1]  # no token
     endless = collect(models, [TURNS] * 12, group_size=1, max_prompt=64, micro=12)
     sampled = endless.input_ids[:, -endless.mask.shape[1] :]
     eos = int(sampled[0, 2])  # a token that the policy does say becomes the one that ends
