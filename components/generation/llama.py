@@ -128,7 +128,7 @@ class Llama:
 
     def _pairs_together(self, rows: Tensor) -> Tensor:
         """Rows (heads x D, ...) or (D,) with each head's first and second half interleaved."""
-        pairs: Tensor = rows.unflatten(0, (-1, 2, self.size // 2))  # type: ignore[no-untyped-call]
+        pairs: Tensor = rows.unflatten(0, (-1, 2, self.size // 2))
         return pairs.transpose(1, 2).reshape(rows.shape)
 
     def _blocks(self, tokens: Tensor, turns: Tensor, attend: Attend) -> Tensor:
@@ -153,10 +153,12 @@ class Llama:
             source = (F.rms_norm(source, (self.size,), None, self.eps).to(self.dtype) * norm).float()
         pairs = torch.view_as_complex(source.unflatten(2, (-1, 2)))
         qk.copy_(torch.view_as_real(pairs * turns).flatten(2))
-        return qk[:, : self.heads]
+        queries: Tensor = qk[:, : self.heads]
+        return queries
 
     def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(hidden, weight.shape, weight, self.eps).to(self.dtype)
+        normed: Tensor = F.rms_norm(hidden, weight.shape, weight, self.eps)
+        return normed.to(self.dtype)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.head(self._normed(hidden, self.norm))

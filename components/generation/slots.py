@@ -14,7 +14,7 @@ from components.generation.llama import Llama
 from components.generation.transcript import Transcript
 from components.tokens import pad
 
-PREFILL_TOKENS = 2048
+PREFILL_TOKENS = 1024
 """Prompt tokens, padding included, that one forward pass reads; more of them are no faster per token."""
 
 
