@@ -28,7 +28,26 @@ from tables import Cell, Run, progress, report, written
 HERE = Path(__file__).parent
 SYSTEMS = ("ours", "peer")
 SIZES, DTYPES = ("1m", "3m", "7m", "40m"), ("fp32", "bf16")
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 LIBRARIES = ("torch", "transformers", "trl")
+
+
+class Held:
+    """SIGINT and SIGTERM from now on, until they are released."""
+
+    def __init__(self) -> None:
+        self._came = False
+        self._handlers = {number: signal.signal(number, self._note) for number in STOPPING}
+
+    def release(self) -> None:
+        """Put the handlers back. Raises KeyboardInterrupt where one of the signals has come."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._came:
+            raise KeyboardInterrupt
+
+    def _note(self, *_: Any) -> None:
+        self._came = True
 
 
 @dataclass(frozen=True)
@@ -49,11 +68,13 @@ class Children:
             "TOKENIZERS_PARALLELISM": "false",
         }
         command = [sys.executable, str(HERE / script), *map(str, arguments)]
+        held = Held()  # a signal that came before the child is known could not kill it
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=os.environ | variables,
             start_new_session=True,
         )  # fmt: skip
         try:
+            held.release()
             output, _ = child.communicate()
         except BaseException:
             os.killpg(child.pid, signal.SIGKILL)

@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -162,6 +164,22 @@ def children(process: int) -> Iterator[int]:
             continue
 
 
+def test_a_signal_that_comes_while_a_child_starts_kills_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True))
+        os.kill(os.getpid(), signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(bench, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
+    before = signal.getsignal(signal.SIGINT)
+    with (tmp_path / "log").open("w") as log, pytest.raises(KeyboardInterrupt):
+        bench.Children(1, log).run("workload.py")
+    assert started[0].returncode == -signal.SIGKILL
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks children up in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_no_process_behind(number: signal.Signals) -> None:
@@ -169,7 +187,7 @@ def test_an_interrupted_run_leaves_no_process_behind(number: signal.Signals) -> 
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     while not (started := list(children(run.pid))):
         assert run.poll() is None
-        time.sleep(0.2)
+        time.sleep(0.05)
     run.send_signal(number)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130
