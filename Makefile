@@ -12,7 +12,7 @@ READY  := $(VENV)/.ready
 HALF   := $(VENV)/.unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint mutation kill compile serve clean
+.PHONY: help setup run test lint mutation kill bench compile serve clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,9 @@ serve: $(READY) ## answer on an OpenAI-compatible port with the model deployed l
 
 kill: $(READY) ## kill 50 tiny rl runs at random moments and start them again (some minutes)
 	@$(BIN)/python benchmarks/kill_resume.py $(ARGS)
+
+bench: $(READY) ## ours against TRL: seconds a step and peak memory (some hours on 2 cores; --quick: minutes)
+	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 clean: ## remove caches; .venv and runs stay
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache build dist

@@ -1,0 +1,138 @@
+"""The table that `bench.py` writes: a row for every kind of work, model and dtype, ours beside TRL."""
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from measurement import RESPONSE_TOKENS, RESPONSES, WORK, Measurement, median
+
+GOALS = {"rloo": (3.0, 0.7), "grpo": (2.5, 0.7), "online_dpo": (2.0, 0.7), "dpo": (2.5, 0.7), "dpo_later": (3.0, 0.7),
+         "reward": (1.3, 0.8), "sft": (1.3, 0.8)}  # fmt: skip
+"""How many times as fast as TRL, and what share of its peak memory at most."""
+START, END = "<!-- bench -->", "<!-- /bench -->"
+"""Around the table in the file it is written to."""
+NAMES = {"ours": "ours", "peer": "TRL"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One process, and what it measured."""
+
+    system: str
+    what: str
+    size: str
+    dtype: str
+    measurement: Measurement | None
+    problem: str = ""
+    """Why there is no measurement."""
+
+
+@dataclass
+class Run:
+    """Everything measured in one run, and what it was measured on."""
+
+    steps: int
+    threads: int
+    versions: dict[str, str]
+    data: Path | None
+    about: dict[str, Any] = field(default_factory=dict)
+    """What workload.py says of the data."""
+    cells: list[Cell] = field(default_factory=list)
+
+
+def progress(cell: Cell) -> str:
+    """One line on a measurement that has just been made."""
+    label = f"{NAMES[cell.system]:<5}{cell.what:<11}{cell.size:<4}{cell.dtype}"
+    if (found := cell.measurement) is None:
+        return f"{label}  failed: {cell.problem}"
+    length = "" if found.response_tokens is None else f", {found.response_tokens:.1f} tokens a response"
+    spread = f"{median(found.seconds):.3f} s a step ({min(found.seconds):.3f} to {max(found.seconds):.3f})"
+    memory = f"peak {found.peak_mb:.0f} MB, {found.growth_mb:.0f} above the start"
+    return f"{label}  {spread}, {memory}, {found.threads} threads{length}"
+
+
+def report(run: Run) -> str:
+    """Machine, versions and data in a paragraph, then the table."""
+    shown = ", ".join(f"{name} {number}" for name, number in run.versions.items())
+    data = f"Pairs of {run.about['data']}" if run.about.get("data") else "Made-up pairs"
+    left_out = f" ({run.about['left_out']} longer ones left out)" if run.about.get("left_out") else ""
+    lines = [
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}, {run.threads} threads. {shown}. {data}{left_out}. "
+        f"{lengths(run.cells)}Median of {run.steps} steps.",
+        "",
+        "| work | model | dtype | ours: s a step (tokens/s) | TRL | times as fast (goal) | ours: peak MB (above start) "
+        "| TRL | share (goal) |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows = dict.fromkeys((cell.what, cell.size, cell.dtype) for cell in run.cells)
+    return "\n".join([*lines, *(_row(run, *row) for row in rows)])
+
+
+def written(text: str, table: str) -> str:
+    """The file's text with the table between its markers; they are added at the end where there are none."""
+    block = f"{START}\n{table}\n{END}"
+    if START not in text:
+        return f"{text.rstrip()}\n\n{block}\n"
+    before, _, rest = text.partition(START)
+    return before + block + rest.partition(END)[2]
+
+
+def lengths(cells: Sequence[Cell]) -> str:
+    """The mean length of the sampled responses on either side, as a sentence."""
+    found = {
+        name: [
+            cell.measurement.response_tokens
+            for cell in cells
+            if cell.system == system and cell.measurement and cell.measurement.response_tokens is not None
+        ]
+        for system, name in NAMES.items()
+    }
+    shown = " and ".join(f"{sum(values) / len(values):.1f} ({name})" for name, values in found.items() if values)
+    return f"Sampled responses have {shown} tokens on average. " if shown else ""
+
+
+def machine() -> str:
+    """Processor, cores and memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GB"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+
+
+def _row(run: Run, what: str, size: str, dtype: str) -> str:
+    row = [cell for cell in run.cells if (cell.what, cell.size, cell.dtype) == (what, size, dtype)]
+    found = {cell.system: cell.measurement for cell in row}
+    ours, peer = found.get("ours"), found.get("peer")
+    faster = smaller = "-"
+    if ours and peer:
+        faster = f"{median(peer.seconds) / median(ours.seconds):.2f} ({GOALS[what][0]:g})"
+        smaller = f"{ours.peak_mb / peer.peak_mb:.2f} ({GOALS[what][1]:g})"
+    times = [_time(run, what, found[system]) if system in found else "-" for system in NAMES]
+    memory = [_memory(found[system]) if system in found else "-" for system in NAMES]
+    return f"| {' | '.join([WORK[what], size, dtype, *times, faster, *memory, smaller])} |"
+
+
+def _time(run: Run, what: str, found: Measurement | None) -> str:
+    if found is None:
+        return "failed"
+    seconds = median(found.seconds)
+    return f"{seconds:.3f} ({tokens(run, what, found) / seconds:.0f})"
+
+
+def _memory(found: Measurement | None) -> str:
+    return "failed" if found is None else f"{found.peak_mb:.0f} ({found.growth_mb:.0f})"
+
+
+def tokens(run: Run, what: str, found: Measurement) -> float:
+    """Tokens of a step: sampled ones, or those of the rows it learns from, padding left out."""
+    if what in ("rloo", "grpo", "online_dpo"):
+        return RESPONSES * (found.response_tokens or RESPONSE_TOKENS)
+    return float(run.about["sft_tokens" if what == "sft" else "pair_tokens"]) / (run.steps + 1)
