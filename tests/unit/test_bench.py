@@ -180,12 +180,12 @@ def test_a_signal_that_comes_while_a_child_starts_kills_it(tmp_path: Path, monke
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks children up in /proc")
 def _hear_interrupts() -> None:
     """Where the tests run in a shell's background, Ctrl-C is ignored, and what they start would ignore it too."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks children up in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_no_process_behind(number: signal.Signals) -> None:
     command = [sys.executable, str(BENCH), "--only", "ours", "--what", "sft", "--sizes", "1m"]
