@@ -5,7 +5,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from components.models import autocast, response_logprobs
+from components.logprobs import response_logprobs
+from components.models import autocast
 from components.rl.networks import in_parts
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from components.models import load_policy, response_logprobs, with_lora
+from components.logprobs import response_logprobs
+from components.models import load_policy, with_lora
 from components.rl.assembly import build_reference
 from components.rl.networks import Networks
 from components.rl.reference import AdapterOff, FrozenReference

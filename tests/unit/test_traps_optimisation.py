@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from components.artifacts import DataDir
 from components.launch import STEPS, settings_class
-from components.models import load_policy, merged, response_logprobs, with_lora
+from components.logprobs import response_logprobs
+from components.models import load_policy, merged, with_lora
 from components.rl.algorithm_settings import BestOfKSettings, GRPOSettings, PPOLagSettings, PPOSettings, RLOOSettings
 from components.rl.algorithms import build
 from components.rl.functional import clipped_policy_loss
