@@ -19,7 +19,7 @@ help: ## list these commands
 
 setup: $(READY) ## make .venv and nothing else
 
-run: $(READY) ## the demo, from made-up feedback to a served model (about 7 minutes on 2 cores)
+run: $(READY) ## the demo, from made-up feedback to a served model (seven to eight minutes on 2 cores)
 	@$(BIN)/plumbline run -c pipeline/configs/demo.yaml $(ARGS)
 
 test: lint ## lint, then every test

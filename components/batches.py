@@ -23,6 +23,18 @@ def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return _cut(sorted(range(len(lengths)), key=lambda index: lengths[index]), lengths, budget)
 
 
+def unit_batches(lengths: Sequence[int], unit: int, budget: int) -> list[list[int]]:
+    """Row numbers in batches within `budget` tokens, where every `unit` rows in a row stay together; short ones first.
+
+    The last unit may have fewer rows.
+    """
+    whole = [unit * max(lengths[start : start + unit]) for start in range(0, len(lengths), unit)]
+    return [
+        [row for number in numbers for row in range(number * unit, min((number + 1) * unit, len(lengths)))]
+        for numbers in length_batches(whole, budget)
+    ]
+
+
 def _cut(order: Iterable[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Cut rows in ascending length where the padded size (rows times longest row) would pass the budget.
 

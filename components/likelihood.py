@@ -1,21 +1,18 @@
-"""Next-token likelihood: the loss of pre-training and of supervised fine-tuning, and its evaluation.
-
-Shapes: B rows, T tokens, V vocabulary.
-"""
+"""Next-token likelihood: the loss of pre-training and of supervised fine-tuning, and its evaluation."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from components.artifacts import Metrics
 from components.batches import length_batches
+from components.logprobs import LanguageModel, Tokens
+from components.packed import Row
 from components.records import Demonstration
-from components.tokens import Tokenizer, cut_to_length, encode_prompt, encode_response, pad, position_ids
+from components.tokens import Tokenizer, cut_to_length, encode_prompt, encode_response
 from components.training import Loss
 
 
@@ -44,9 +41,6 @@ def demonstration_passages(
 class Likelihood:
     """Cross-entropy over the learned tokens of passages."""
 
-    def __init__(self, filler: int) -> None:
-        self.filler = filler
-
     def length(self, row: Passage) -> int:
         """Tokens in the row."""
         return len(row.ids)
@@ -56,28 +50,20 @@ class Likelihood:
         return len(row.ids) - row.start
 
     def loss(self, model: nn.Module, rows: Sequence[Passage]) -> Loss:
-        """Summed negative log-likelihood of the learned tokens, and how many were the likeliest."""
-        logits, targets = self.predict(model, rows)
-        total = F.cross_entropy(logits, targets, reduction="sum")
-        right = (logits.detach().argmax(-1) == targets).sum().item()
-        return Loss(total, {"train/token_accuracy": float(right)})
+        """Summed negative log-likelihood of the learned tokens, and how many were the likeliest.
 
-    def predict(self, model: nn.Module, rows: Sequence[Passage]) -> tuple[Tensor, Tensor]:
-        """Logits (N, V) in float32 and targets (N,) at the learned tokens of all rows, row after row."""
-        device = next(model.parameters()).device
-        ids, mask = (tensor.to(device) for tensor in pad([row.ids for row in rows], self.filler))
-        starts = torch.tensor([row.start for row in rows], device=device)
-        learned = mask & (torch.arange(ids.shape[1], device=device) >= starts[:, None])
-        output = model(input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False)
-        return output.logits[:, :-1][learned[:, 1:]].float(), ids[:, 1:][learned[:, 1:]]
+        `model` is a `LanguageModel`.
+        """
+        tokens: Tokens = model([Row(row.ids[: row.start], row.ids[row.start :]) for row in rows])
+        return Loss(-tokens.logprobs.sum(), {"train/token_accuracy": float(tokens.likeliest.sum())})
 
 
 @torch.no_grad()
-def evaluate_likelihood(model: Any, rows: Sequence[Passage], filler: int, batch_tokens: int) -> Metrics:
+def evaluate_likelihood(model: LanguageModel, rows: Sequence[Passage], batch_tokens: int) -> Metrics:
     """Loss per learned token, perplexity and share of tokens predicted, over held-out passages."""
     if not rows:
         return {}
-    objective = Likelihood(filler)
+    objective = Likelihood()
     model.eval()
     total, right, terms = 0.0, 0.0, sum(map(objective.terms, rows))
     for batch in length_batches([objective.length(row) for row in rows], batch_tokens):

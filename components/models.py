@@ -1,6 +1,6 @@
 """Models on disk and in memory: policies (causal language models) and scalar models (reward, cost, value).
 
-Shapes: B rows, T tokens, R response tokens, V vocabulary, H hidden size.
+Shapes: B rows, N places.
 """
 
 import shutil
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from components.artifacts import LANGUAGE_MODELS, MEMBERS, ModelCard, read_json, write_manifest
 from components.errors import InputError
+from components.packed import Packed, backbone, pack, whole_rows
 from components.settings import Lora
-from components.tokens import Tokenizer, load_tokenizer, position_ids, template_digest
+from components.tokens import Tokenizer, load_tokenizer, template_digest
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -62,7 +63,7 @@ def end_ids(model: Any, eos_token_id: int) -> list[int]:
 class ScalarModel(nn.Module):
     """A sequence-classification model with one label, read token by token.
 
-    The score of a row is the head's output at its last attended token, found by the mask and never by comparing
+    The score of a row is the head's output at its last token, found by the row's length and never by comparing
     ids with the pad id (as Hugging Face's own forward pass does, which is wrong when pad is eos). Normalisation
     (mean, std) comes from card.json and is applied in float32.
     """
@@ -77,26 +78,18 @@ class ScalarModel(nn.Module):
         model.score.float()
         self.model, self.mean, self.std = model, mean, std
 
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Normalised scores (B, T) at every token; those under a false mask mean nothing."""
-        model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        backbone = getattr(model, model.base_model_prefix)
-        hidden = backbone(
-            input_ids=input_ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
-        )[0]
+    def forward(self, packed: Packed, places: Tensor) -> Tensor:
+        """Normalised scores (N,) at some places of what is read, such as `packed.ends`."""
+        hidden = backbone(self.model)(**packed.inputs())[0].flatten(0, 1)[places]
+        head = (self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model).score
         with torch.autocast(hidden.device.type, enabled=False):  # scores in float32, whatever the backbone computes in
-            raw: Tensor = model.score(hidden.float()).squeeze(-1)
+            raw: Tensor = head(hidden.float()).squeeze(-1)
         return (raw - self.mean) / self.std
 
     def score(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Normalised scores (B,) at the last attended token of each row, whichever side is padded."""
-        return last_attended(self(input_ids, mask), mask)
-
-
-def last_attended(values: Tensor, mask: Tensor) -> Tensor:
-    """From (B, T) the value (B,) at each row's last true position in the mask."""
-    places = torch.arange(mask.shape[1], device=mask.device)
-    return values.gather(1, (mask * places).argmax(dim=1, keepdim=True)).squeeze(1)
+        packed = pack(self.model, whole_rows(input_ids, mask))
+        return self(packed, packed.ends)  # type: ignore[no-any-return]
 
 
 def load_scalar(folder: Path, dtype: str = "fp32") -> ScalarModel:
@@ -126,34 +119,6 @@ def scalar_from_policy(folder: Path) -> ScalarModel:
     nn.init.zeros_(model.score.weight)
     disable_dropout(model)
     return scalar.to(device())
-
-
-def response_logprobs(
-    model: Any,
-    input_ids: Tensor,
-    mask: Tensor,
-    response_length: int,
-    temperature: float = 1.0,
-    with_hidden: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-probabilities and entropies (B, R) of the last R tokens, from the policy sampled at `temperature`.
-
-    The first response token is predicted at the last prompt position; the softmax is in float32. `mask` (B, P+R)
-    is true on real tokens; results under a false mask mean nothing. Asked for, the last hidden states (B, P+R, H)
-    come third.
-    """
-    output = model(
-        input_ids=input_ids,
-        attention_mask=mask.long(),
-        position_ids=position_ids(mask),
-        logits_to_keep=response_length + 1,
-        use_cache=False,
-        output_hidden_states=with_hidden,
-    )
-    logprobs = torch.log_softmax(output.logits[:, :-1].float() / temperature, dim=-1)  # (B, R, V)
-    taken = logprobs.gather(-1, input_ids[:, -response_length:, None]).squeeze(-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return taken, entropy, output.hidden_states[-1] if with_hidden else None
 
 
 def with_lora(model: Any, lora: Lora, task_type: str = "CAUSAL_LM") -> Any:

@@ -29,7 +29,7 @@ from components.rl.reference import FrozenReference, Reference
 from components.rl.rollout import Models, RolloutSource
 from components.rl.settings import RLSettings
 from components.rl.stream import Stream
-from components.rl.types import Batch, Forward, Learner, Rollout, Source
+from components.rl.types import Batch, Forward, Learner, Rollout, Source, micro_rows
 from components.settings import Compute, Generation, Optimizer, Training
 from components.tokens import encode_prompt
 from components.updates import Updater
@@ -274,11 +274,10 @@ def update_gradient(learner: Learner, batch: Batch, micro: int) -> tuple[Tensor,
     outputs = 0.3 * torch.randn(4, *batch.mask.shape, generator=torch.Generator().manual_seed(1))
     outputs[0] += 0.0 if batch.logprobs is None else batch.logprobs
     outputs.requires_grad_()
-    terms, sums, start = learner.terms(batch), dict[str, tuple[float, float]](), 0
-    for part in batch.micro_batches(micro):
-        loss, means = learner.loss(part, Forward(*outputs[:, start : start + len(part)]))
+    terms, sums = learner.terms(batch), dict[str, tuple[float, float]]()
+    for rows in micro_rows(batch.attention_mask, micro, batch.unit):
+        loss, means = learner.loss(batch.rows(rows), Forward(*outputs[:, rows]))
         (loss / terms).backward()
-        start += len(part)
         for name, (value, count) in means.items():
             before = sums.get(name, (0.0, 0.0))
             sums[name] = before[0] + value, before[1] + count

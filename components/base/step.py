@@ -14,6 +14,7 @@ from components.base.settings import BaseSettings
 from components.checkpoints import Checkpoints
 from components.errors import InputError
 from components.likelihood import Likelihood, Passage, evaluate_likelihood
+from components.logprobs import LanguageModel
 from components.models import load_policy, policy_card, save_model
 from components.storage import fetch, is_remote, local_path
 from components.tokens import load_tokenizer
@@ -78,7 +79,7 @@ def _train(settings: BaseSettings, documents: list[Document], inputs: dict[str, 
     model = untrained_llama(settings.size, tokenizer, settings.max_positions)
     random.Random(settings.seed).shuffle(documents)
     split = max(1, round(settings.test_share * len(documents)))
-    training, filler = settings.training, tokenizer.pad_token_id
+    training = settings.training
     held_out, rows = (
         _passages(part, tokenizer, training.max_length) for part in (documents[:split], documents[split:])
     )
@@ -88,14 +89,15 @@ def _train(settings: BaseSettings, documents: list[Document], inputs: dict[str, 
         "base", settings_dict, inputs, base, training.checkpoint_every, training.keep_checkpoints
     )
     card = policy_card("", "base", tokenizer)
+    reader = LanguageModel(model)
     metrics = fit(
-        model,
-        Likelihood(filler),
+        reader,
+        Likelihood(),
         rows,
         training,
         seed=settings.seed,
         label="base",
-        evaluate=lambda: evaluate_likelihood(model, held_out, filler, training.batch_tokens),
+        evaluate=lambda: evaluate_likelihood(reader, held_out, training.batch_tokens),
         checkpoints=checkpoints,
         finish=lambda _: save_model(model, tokenizer, base, card, settings=settings_dict, parents=inputs),
     )

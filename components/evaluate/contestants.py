@@ -15,7 +15,8 @@ from components.errors import InputError
 from components.evaluate.settings import EvaluateSettings
 from components.generation import Response, respond
 from components.likelihood import demonstration_passages, evaluate_likelihood
-from components.models import load_policy, response_logprobs
+from components.logprobs import LanguageModel, response_logprobs
+from components.models import load_policy
 from components.precision import serving_dtype
 from components.progress import Progress
 from components.records import Conversation, Demonstration
@@ -72,7 +73,7 @@ def observe(
     logprobs = _logprobs(model, tokenizer, prompts, judged, settings)
     longest = settings.generation.max_prompt_tokens + settings.generation.max_new_tokens
     passages = demonstration_passages(demonstrations, tokenizer, longest)
-    found = evaluate_likelihood(model, passages, tokenizer.eos_token_id, settings.batch_tokens)
+    found = evaluate_likelihood(LanguageModel(model), passages, settings.batch_tokens)
     return Contestant(responses, logprobs, found.get("eval/perplexity", float("nan")))
 
 

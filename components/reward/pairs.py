@@ -7,6 +7,7 @@ with sign +1 for unsafe and -1 for safe, so that zero is the boundary. s is the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.batches import length_batches
-from components.models import last_attended
+from components.packed import Row, pack
 from components.records import Preference
-from components.tokens import Tokenizer, cut_to_length, encode_prompt, encode_response, pad
+from components.tokens import Tokenizer, cut_to_length, encode_prompt, encode_response
 from components.training import Loss
 
 UNKNOWN = 0.0
@@ -64,8 +65,8 @@ def cost_loss(chosen: Tensor, rejected: Tensor, chosen_sign: Tensor, rejected_si
 class PairObjective:
     """The loss of a reward or cost model over pairs, both responses in one forward pass."""
 
-    def __init__(self, kind: Literal["reward", "cost"], regularization: float, filler: int) -> None:
-        self.kind, self.regularization, self.filler = kind, regularization, filler
+    def __init__(self, kind: Literal["reward", "cost"], regularization: float) -> None:
+        self.kind, self.regularization = kind, regularization
 
     def length(self, row: Pair) -> int:
         """Padded tokens of the pair."""
@@ -89,11 +90,9 @@ class PairObjective:
 
     def scores(self, model: nn.Module, rows: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         """Scores (N,) of the chosen and of the rejected responses."""
-        device = next(model.parameters()).device
-        sequences = [row.chosen for row in rows] + [row.rejected for row in rows]
-        ids, mask = (tensor.to(device) for tensor in pad(sequences, self.filler))
-        chosen, rejected = last_attended(model(ids, mask), mask).chunk(2)
-        return chosen, rejected
+        packed = pack(model.model, [response for row in rows for response in _from_where_they_part(row)])
+        scores = model(packed, packed.ends)
+        return scores[0::2], scores[1::2]
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,14 @@ def score_pairs(model: nn.Module, objective: PairObjective, pairs: Sequence[Pair
         first, second = objective.scores(model, [pairs[index] for index in batch])
         chosen[batch], rejected[batch] = first.float().cpu(), second.float().cpu()
     return PairScores(chosen, rejected)
+
+
+def _from_where_they_part(pair: Pair) -> list[Row]:
+    """The chosen and the rejected response, each after all the tokens that both begin with."""
+    tokens = zip(pair.chosen, pair.rejected, strict=False)
+    same = len(list(takewhile(lambda both: both[0] == both[1], tokens)))
+    same = same or max(len(pair.chosen), len(pair.rejected))  # nothing is shared
+    return [Row(ids[:same], ids[same:]) for ids in (pair.chosen, pair.rejected)]
 
 
 def _sign(safe: bool | None) -> float:

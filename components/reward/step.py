@@ -59,7 +59,7 @@ def _lesson(settings: RewardSettings, data: Path, sft: Path, model: Path) -> Les
             f"{data}: no {settings.dimension} preferences to train a {settings.kind} model on. Give "
             f"preprocess.preferences a source with that dimension, or set {settings.kind}.dimension to one it has."
         )
-    objective = PairObjective(settings.kind, settings.regularization, tokenizer.eos_token_id)
+    objective = PairObjective(settings.kind, settings.regularization)
     return Lesson(settings, objective, train, test, tokenizer, {"data": data, "sft": sft}, model)
 
 

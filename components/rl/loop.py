@@ -187,7 +187,7 @@ class _Loop:
         values["learner"] = self.learner.state_dict()
         if course.batch is not None:
             tensors |= {PENDING + name: tensor for name, tensor in course.batch.tensors().items()}
-            values["batch"] = {name: getattr(course.batch, name) for name in ("unit", "metrics", "scatter")}
+            values["batch"] = {name: getattr(course.batch, name) for name in ("unit", "group", "metrics", "scatter")}
         return tensors, values
 
     def _save(self, state: tuple[dict[str, Tensor], dict[str, Any]]) -> None:

@@ -3,12 +3,15 @@
 Shapes: N rows, P prompt tokens, R response tokens, H hidden size.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from components.models import ScalarModel, response_logprobs
+from components.logprobs import spread, token_logprobs
+from components.models import ScalarModel
+from components.packed import pack, rows_of
 from components.rl.types import Forward
 
 
@@ -37,28 +40,30 @@ class Networks(nn.Module):
         temperature: float | None = None,
         critics: bool = True,
     ) -> Forward:
-        """Log-probabilities, entropies and values (N, R) at the last `response_length` tokens.
+        """Log-probabilities, entropies and values (N, R) at the last `response_length` tokens; 0 under a false mask.
 
+        A value is that of the state in which its token is chosen.
         `temperature` replaces the one that responses are sampled at; values are left out without `critics`.
         """
-        heads = [critic for critic in (self.value, self.cost_value) if isinstance(critic, SharedHead)]
-        logprobs, entropy, hidden = response_logprobs(
+        rows, mask = rows_of(input_ids, attention_mask, response_length), attention_mask[:, -response_length:]
+        tokens, hidden = token_logprobs(
             self.policy,
-            input_ids,
-            attention_mask,
-            response_length,
+            pack(self.policy, rows),
             self.temperature if temperature is None else temperature,
-            with_hidden=bool(heads) and critics,
+            with_hidden=critics and any(isinstance(critic, SharedHead) for critic in (self.value, self.cost_value)),
         )
 
         def values(critic: nn.Module | None) -> Tensor | None:
             if critic is None or not critics:
                 return None
             if isinstance(critic, SharedHead):
-                return before_each_token(critic(hidden), response_length)
-            return before_each_token(critic(input_ids, attention_mask), response_length)
+                return spread(critic(hidden), mask)
+            packed = pack(critic.model, rows)
+            return spread(critic(packed, packed.before), mask)
 
-        return Forward(logprobs, entropy, values(self.value), values(self.cost_value))
+        return Forward(
+            spread(tokens.logprobs, mask), spread(tokens.entropy, mask), values(self.value), values(self.cost_value)
+        )
 
 
 class SharedHead(nn.Module):
@@ -75,18 +80,18 @@ class SharedHead(nn.Module):
         self.layers = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.Tanh(), last)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Values (N, T) of hidden states (N, T, H), in float32."""
+        """Values (...) of hidden states (..., H), in float32."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.layers(hidden.detach().float()).squeeze(-1)  # type: ignore[no-any-return]
 
 
-def before_each_token(values: Tensor, response_length: int) -> Tensor:
-    """From values (N, P+R) those (N, R) of the states in which the response tokens are chosen."""
-    return values[:, -response_length - 1 : -1]
-
-
 @torch.no_grad()
-def in_parts(function: Any, parts: int, *tensors: Tensor) -> list[Any]:
-    """The function's results over the rows of the tensors, at most `parts` rows at a time."""
-    pieces = zip(*(tensor.split(parts) for tensor in tensors), strict=True)
-    return [function(*piece) for piece in pieces]
+def in_parts(function: Any, parts: Sequence[Tensor], *tensors: Tensor) -> list[Any]:
+    """The function's results over the rows of the tensors, those of one part at a time."""
+    return [function(*(tensor[rows] for tensor in tensors)) for rows in parts]
+
+
+def in_order(parts: Sequence[Tensor], results: Sequence[Tensor]) -> Tensor:
+    """The results of all parts as one tensor, every row back in its place."""
+    found = torch.cat(list(results))
+    return found[torch.cat(list(parts)).argsort()]

@@ -13,7 +13,7 @@ from components.models import device
 from components.records import Preference
 from components.rl.reference import Reference
 from components.rl.stream import Stream
-from components.rl.types import Batch
+from components.rl.types import Batch, micro_rows
 from components.tokens import Tokenizer, encode_prompt, encode_response, pad
 
 
@@ -64,7 +64,8 @@ class PairSource:
         input_ids = torch.cat([prompt_ids, ids], dim=1).to(device())
         attention_mask = torch.cat([prompt_mask, mask], dim=1).to(device())
         mask = mask.to(device())
-        logprobs = self.reference.logprobs(input_ids, attention_mask, mask.shape[1], 1.0, self.micro)
+        parts = micro_rows(attention_mask, self.micro, 2)
+        logprobs = self.reference.logprobs(input_ids, attention_mask, mask.shape[1], 1.0, parts)
         metrics = {
             "data/passes": (number + 1) * self.size / len(self.stream.rows),
             "data/cut_responses": sum(pair.cut for pair in pairs) / len(responses),

@@ -1,21 +1,27 @@
 """The reference policy: a frozen copy, or the trained policy with its adapters switched off."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from components.models import autocast, response_logprobs
-from components.rl.networks import in_parts
+from components.logprobs import response_logprobs
+from components.models import autocast
+from components.rl.networks import in_order, in_parts
 
 
 class Reference(Protocol):
     """Where log-probabilities are compared with."""
 
     def logprobs(
-        self, input_ids: Tensor, attention_mask: Tensor, response_length: int, temperature: float, micro: int
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        response_length: int,
+        temperature: float,
+        parts: Sequence[Tensor],
     ) -> Tensor:
-        """Log-probabilities (B, R) of the last `response_length` tokens, `micro` rows at a time, no gradient."""
+        """Log-probabilities (B, R) of the last `response_length` tokens, the rows of a part at a time, no gradient."""
         ...
 
 
@@ -26,7 +32,12 @@ class FrozenReference:
         self.model, self.dtype = model, dtype
 
     def logprobs(
-        self, input_ids: Tensor, attention_mask: Tensor, response_length: int, temperature: float, micro: int
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        response_length: int,
+        temperature: float,
+        parts: Sequence[Tensor],
     ) -> Tensor:
         """Log-probabilities (B, R), in the arithmetic of training: policy and reference must not differ by dtype."""
 
@@ -34,7 +45,7 @@ class FrozenReference:
             return response_logprobs(self.model, ids, mask, response_length, temperature)[0]
 
         with autocast(self.dtype):
-            return torch.cat(in_parts(read, micro, input_ids, attention_mask))
+            return in_order(parts, in_parts(read, parts, input_ids, attention_mask))
 
 
 class AdapterOff:
@@ -44,8 +55,13 @@ class AdapterOff:
         self.policy, self.inner = policy, FrozenReference(policy, dtype)
 
     def logprobs(
-        self, input_ids: Tensor, attention_mask: Tensor, response_length: int, temperature: float, micro: int
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        response_length: int,
+        temperature: float,
+        parts: Sequence[Tensor],
     ) -> Tensor:
         """Log-probabilities (B, R) of the weights that the adapters were put on."""
         with self.policy.disable_adapter():
-            return self.inner.logprobs(input_ids, attention_mask, response_length, temperature, micro)
+            return self.inner.logprobs(input_ids, attention_mask, response_length, temperature, parts)

@@ -13,10 +13,10 @@ from components.generation.native import NativeSampler
 from components.models import autocast
 from components.records import Conversation
 from components.rl.functional import masked_mean, masked_sum
-from components.rl.networks import Networks, in_parts
+from components.rl.networks import Networks, in_order, in_parts
 from components.rl.reference import Reference
 from components.rl.stream import Stream
-from components.rl.types import Algorithm, Batch, Rollout
+from components.rl.types import Algorithm, Batch, Rollout, micro_rows
 from components.scoring import Scorer
 from components.tokens import Tokenizer, encode_prompt, pad
 
@@ -49,29 +49,30 @@ def collect(models: Models, prompts: Sequence[Conversation], group_size: int, ma
     input_ids = torch.cat([ids.to(samples.ids.device), samples.ids], dim=1)
     attention_mask = torch.cat([mask.to(samples.ids.device), samples.mask], dim=1)
     length = samples.ids.shape[1]
-    old = in_parts(lambda i, m: models.networks(i, m, length), micro, input_ids, attention_mask)
-    reference = models.reference.logprobs(input_ids, attention_mask, length, models.networks.temperature, micro)
+    parts = micro_rows(attention_mask, micro, group_size if group_size <= micro else 1)
+    old = in_parts(lambda i, m: models.networks(i, m, length), parts, input_ids, attention_mask)
+    temperature = models.networks.temperature
     texts = decode(models.tokenizer, samples)
     asked = [prompts[index] for index in rows]
     return Rollout(
         input_ids,
         attention_mask,
         samples.mask,
-        logprobs=torch.cat([forward.logprobs for forward in old]).masked_fill(~samples.mask, 0.0),
-        ref_logprobs=reference.masked_fill(~samples.mask, 0.0),
+        logprobs=in_order(parts, [forward.logprobs for forward in old]),
+        ref_logprobs=models.reference.logprobs(input_ids, attention_mask, length, temperature, parts),
         scores=models.reward.score(asked, texts).to(input_ids.device),
         ended=samples.ended,
         costs=None if models.cost is None else models.cost.score(asked, texts).to(input_ids.device),
-        values=_joined([forward.values for forward in old]),
-        cost_values=_joined([forward.cost_values for forward in old]),
+        values=_joined(parts, [forward.values for forward in old]),
+        cost_values=_joined(parts, [forward.cost_values for forward in old]),
         group_size=group_size,
     )
 
 
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Parts of a tensor as one; None where there is no such critic."""
-    present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None
+def _joined(parts: Sequence[Tensor], values: Sequence[Tensor | None]) -> Tensor | None:
+    """The values of all parts as one tensor; None where there is no such critic."""
+    present = [value for value in values if value is not None]
+    return in_order(parts, present) if present else None
 
 
 def rollout_metrics(rollout: Rollout) -> Metrics:

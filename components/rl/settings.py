@@ -49,7 +49,8 @@ class RLSettings(StepSettings):
     minibatch_size: int = Field(128, ge=1)
     """Responses in one update."""
     micro_batch_size: int = Field(16, ge=1)
-    """Responses in one forward and backward pass; changes memory and speed, not the result."""
+    """Responses of full length in one forward and backward pass, or as many shorter ones as take no more room; changes
+    memory and speed, not the result."""
     generation: Generation = Generation()
     """How responses are sampled; the log-softmax of training uses the same temperature. dpo samples nothing: it takes
     the lengths from here and always computes at temperature 1."""

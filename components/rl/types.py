@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from components.artifacts import Metrics
+from components.batches import unit_batches
 
 Means = dict[str, tuple[float, float]]
 """What is worth logging, by name: a sum and how many it is a sum over, so that micro-batches add up exactly."""
@@ -62,6 +63,8 @@ class Batch:
     cost_values: Tensor | None = None
     unit: int = 1
     """Consecutive rows that a minibatch must not part."""
+    group: int = 1
+    """Consecutive rows with one prompt, which minibatches that hold whole groups do not part either."""
     metrics: Metrics = field(default_factory=dict)
     scatter: list[tuple[float, float]] = field(default_factory=list)
     """Reward and cost of each response of the rollout, where there are costs."""
@@ -86,21 +89,33 @@ class Batch:
     def plan(self, epochs: int, size: int, seed: int) -> list[Tensor]:
         """The rows of every update: for each pass every row once, in random order of whole units, `size` at a time.
 
-        It depends on the arguments and the number of rows alone. The last minibatch of a pass may be smaller.
+        Where `size` is a multiple of the group, groups stay whole: their rows share the prompt's forward pass, and
+        advantages that are relative to the group add up to nothing over every update, as they do over the batch. It
+        depends on the arguments and the number of rows alone. The last minibatch of a pass may be smaller.
         """
         generator = torch.Generator().manual_seed(seed)
-        step = max(self.unit, size // self.unit * self.unit)
+        unit = self.unit if size % self.group else max(self.unit, self.group)
+        step = max(unit, size // unit * unit)
         plan: list[Tensor] = []
         for _ in range(epochs):
-            units = torch.randperm(len(self) // self.unit, generator=generator)
-            plan += (units[:, None] * self.unit + torch.arange(self.unit)).flatten().split(step)
+            units = torch.randperm(len(self) // unit, generator=generator)
+            plan += (units[:, None] * unit + torch.arange(unit)).flatten().split(step)
         return [rows for rows in plan if len(rows)]
 
     def micro_batches(self, size: int) -> Iterator[Self]:
-        """The rows in order, whole units, `size` rows at a time."""
-        step = max(self.unit, size // self.unit * self.unit)
-        for start in range(0, len(self), step):
-            yield self.rows(torch.arange(start, min(start + step, len(self))))
+        """All rows, as `micro_rows` cuts them; units stay whole."""
+        for rows in micro_rows(self.attention_mask, size, max(self.unit, self.group if self.group <= size else 1)):
+            yield self.rows(rows)
+
+
+def micro_rows(attention_mask: Tensor, size: int, unit: int) -> list[Tensor]:
+    """The rows of each micro-batch: rows of like length together, whole units, the shortest first.
+
+    A micro-batch is as many rows as take no more tokens, padding included, than `size` rows as long as the mask
+    (B, P+R) is wide.
+    """
+    lengths = attention_mask.sum(1).tolist()
+    return [torch.tensor(rows) for rows in unit_batches(lengths, unit, size * attention_mask.shape[1])]
 
 
 @dataclass(frozen=True)

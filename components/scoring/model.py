@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from components.artifacts import Metrics
+from components.batches import length_batches
 from components.generation import Response
 from components.models import ScalarModel, load_scalar
+from components.packed import Row, pack
 from components.records import Conversation
 from components.scoring.scorer import checked
-from components.tokens import cut_to_length, encode_prompt, encode_response, load_tokenizer, pad
+from components.tokens import cut_to_length, encode_prompt, encode_response, load_tokenizer
 
 
 class ModelScorer:
@@ -23,28 +25,34 @@ class ModelScorer:
     """
 
     def __init__(
-        self, model: ScalarModel, tokenizer: Any, max_length: int, batch_size: int = 64, name: str = "the model"
+        self, model: ScalarModel, tokenizer: Any, max_length: int, batch_tokens: int = 16384, name: str = "the model"
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.max_length, self.batch_size, self.name = max_length, batch_size, name
+        self.max_length, self.batch_tokens, self.name = max_length, batch_tokens, name
         self.metrics: Metrics = {}
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Conversation], responses: Sequence[Response]) -> Tensor:
         """Normalised scores (B,) at the last token of each response."""
-        rows = []
+        rows = list[Row]()
         for prompt, response in zip(prompts, responses, strict=True):
             tokens = encode_response(self.tokenizer, response.text, response.ended)
             head, tail = cut_to_length(encode_prompt(self.tokenizer, prompt), tokens, self.max_length)
-            rows.append(head + tail)
-        scores = torch.zeros(len(rows))
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        device = next(self.model.parameters()).device
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            ids, mask = pad([rows[index] for index in batch], self.tokenizer.eos_token_id)
-            scores[batch] = self.model.score(ids.to(device), mask.to(device)).cpu()
-        return checked(scores, prompts, self.name)
+            rows.append(Row(tuple(head), tuple(tail)))
+        places = {row: place for place, row in enumerate(dict.fromkeys(rows))}  # equal rows have equal scores
+        different, scores = list(places), torch.zeros(len(places))
+        for batch in length_batches(_longest_of_prompt(different), self.batch_tokens):
+            packed = pack(self.model.model, [different[index] for index in batch])
+            scores[batch] = self.model(packed, packed.ends).cpu()
+        return checked(scores[[places[row] for row in rows]], prompts, self.name)
+
+
+def _longest_of_prompt(rows: Sequence[Row]) -> list[int]:
+    """For each row the tokens of the longest row with its prompt: sorted by it, those of one prompt stay together."""
+    longest: dict[Sequence[int], int] = {}
+    for row in rows:
+        longest[row.prompt] = max(longest.get(row.prompt, 0), len(row.prompt) + len(row.response))
+    return [longest[row.prompt] for row in rows]
 
 
 def load_scorer(folder: Path, max_length: int = 2048) -> ModelScorer:

@@ -9,6 +9,7 @@ from components.artifacts import DataDir, Metrics, folder_digest
 from components.checkpoints import Checkpoints
 from components.errors import InputError
 from components.likelihood import Likelihood, demonstration_passages, evaluate_likelihood
+from components.logprobs import LanguageModel
 from components.models import load_policy, policy_card, save_model, with_lora
 from components.sft.settings import SFTSettings
 from components.tokens import load_tokenizer
@@ -30,8 +31,9 @@ def run(settings: SFTSettings, *, data: Path, base: Path, model: Path) -> Metric
     if not rows:
         raise InputError(f"{data}: no demonstrations to train on; give preprocess.demonstrations a source.")
     policy = load_policy(base)
-    before = evaluate_likelihood(policy, held_out, tokenizer.eos_token_id, training.batch_tokens)
+    before = evaluate_likelihood(LanguageModel(policy), held_out, training.batch_tokens)
     policy = with_lora(policy, settings.lora)
+    reader = LanguageModel(policy)
     settings_dict = settings.model_dump(mode="json")
     inputs = {"data": data, "base": base}
     logger.info("sft: %d demonstrations, %d held out, %d tokens at most", len(rows), len(held_out), max_length)
@@ -40,13 +42,13 @@ def run(settings: SFTSettings, *, data: Path, base: Path, model: Path) -> Metric
     )
     card = policy_card(folder_digest(base), "sft", tokenizer)
     metrics = fit(
-        policy,
-        Likelihood(tokenizer.eos_token_id),
+        reader,
+        Likelihood(),
         rows,
         training,
         seed=settings.seed,
         label="sft",
-        evaluate=lambda: evaluate_likelihood(policy, held_out, tokenizer.eos_token_id, training.batch_tokens),
+        evaluate=lambda: evaluate_likelihood(reader, held_out, training.batch_tokens),
         checkpoints=checkpoints,
         finish=lambda _: save_model(policy, tokenizer, model, card, settings=settings_dict, parents=inputs),
     )

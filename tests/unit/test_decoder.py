@@ -16,7 +16,8 @@ from components.generation.linear import Linear
 from components.generation.llama import Llama
 from components.generation.native import NativeSampler
 from components.generation.transcript import Transcript
-from components.models import autocast, response_logprobs, with_lora
+from components.logprobs import response_logprobs
+from components.models import autocast, with_lora
 from components.settings import Generation, Lora
 from components.tokens import pad
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from components.generation import Samples, respond
 from components.generation.native import NativeSampler
 from components.generation.picking import pick, truncate
-from components.models import end_ids, load_policy, response_logprobs
+from components.logprobs import response_logprobs
+from components.models import end_ids, load_policy
 from components.records import Message
 from components.settings import Generation
 from components.tokens import decode_response, encode_prompt, pad
@@ -60,7 +61,7 @@ def test_sampled_logprobs_are_those_the_trainer_recomputes(policy: Any, temperat
     prompt_ids, prompt_mask = pad([prompt for prompt in PROMPTS for _ in range(4)], NEVER, side="left")
     ids, mask = torch.cat([prompt_ids, samples.ids], 1), torch.cat([prompt_mask, samples.mask], 1)
     with torch.no_grad():
-        logprobs, entropy, _ = response_logprobs(policy, ids, mask, samples.ids.shape[1], temperature)
+        logprobs, entropy = response_logprobs(policy, ids, mask, samples.ids.shape[1], temperature)
     torch.testing.assert_close(logprobs[samples.mask], samples.logprobs[samples.mask], atol=2e-5, rtol=1e-5)
     assert (entropy[samples.mask] > 0).all()
 

@@ -12,14 +12,13 @@ from torch import nn
 
 from components.artifacts import MANIFEST, ModelCard, verify_manifest
 from components.errors import InputError
+from components.logprobs import response_logprobs
 from components.models import (
     ScalarModel,
     disable_dropout,
-    last_attended,
     load_policy,
     load_scalar,
     policy_card,
-    response_logprobs,
     save_model,
     scalar_from_policy,
     with_lora,
@@ -38,12 +37,6 @@ def policy(policy_folder: Path) -> Any:
 def logits(model: Any, row: list[int]) -> torch.Tensor:
     with torch.no_grad():
         return model(torch.tensor([row])).logits
-
-
-def test_the_last_attended_value_is_found_on_either_side() -> None:
-    values = torch.arange(8.0).reshape(2, 4)
-    assert last_attended(values, torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]).bool()).tolist() == [1, 7]
-    assert last_attended(values, torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0]]).bool()).tolist() == [3, 6]
 
 
 @torch.no_grad()
@@ -81,13 +74,13 @@ def test_a_filler_inside_a_prompt_is_a_token_like_any_other(policy: Any) -> None
     eos = 1
     rows = [[10, eos, 11, 12], [eos, 21]]
     ids, mask = pad(rows, eos, side="left")
-    together, _, _ = response_logprobs(policy, ids, mask, 1)
+    together, _ = response_logprobs(policy, ids, mask, 1)
     for place, row in enumerate(rows):
-        alone, _, _ = response_logprobs(
+        alone, _ = response_logprobs(
             policy, torch.tensor([row]), torch.ones(1, len(row), dtype=torch.bool), 1
         )
         torch.testing.assert_close(together[place : place + 1], alone, atol=1e-5, rtol=1e-5)
-    without, _, _ = response_logprobs(
+    without, _ = response_logprobs(
         policy, torch.tensor([[10, 11, 12]]), torch.ones(1, 3, dtype=torch.bool), 1
     )
     assert (without - together[:1]).abs().max() > 1e-3
@@ -101,8 +94,7 @@ def test_response_logprobs_equal_a_naive_softmax_over_the_whole_sequence(
     prompt, response = [10, 11, 12], [40, 41, 42, 43]
     row = prompt + response
     ids, mask = pad([row, [9, *row]], 0, side="left")
-    logprobs, entropy, hidden = response_logprobs(policy, ids, mask, len(response), temperature)
-    assert hidden is None
+    logprobs, entropy = response_logprobs(policy, ids, mask, len(response), temperature)
     naive = (logits(policy, row)[0].double() / temperature).softmax(-1)
     for place, token in enumerate(response):
         distribution = naive[len(prompt) + place - 1]

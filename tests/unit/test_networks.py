@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from components.models import autocast, load_policy, load_scalar, response_logprobs
+from components.logprobs import response_logprobs
+from components.models import autocast, load_policy, load_scalar
 from components.rl.assembly import build_networks
-from components.rl.networks import Networks, SharedHead, before_each_token, in_parts
+from components.rl.networks import Networks, SharedHead, in_order, in_parts
 from components.rl.settings import RLSettings
 
 IDS = torch.tensor([[9, 10, 11, 40, 41, 42], [0, 12, 13, 43, 44, 0]])
@@ -34,23 +35,24 @@ def test_logprobs_and_entropies_are_those_of_the_policy_at_its_temperature(polic
     networks = Networks(policy, temperature=0.5)
     for given, temperature in (({}, 0.5), ({"temperature": 1.0}, 1.0), ({"temperature": 2.0}, 2.0)):
         forward = networks(IDS, MASK, LENGTH, **given)
-        logprobs, entropy, _ = response_logprobs(policy, IDS, MASK, LENGTH, temperature)
+        logprobs, entropy = response_logprobs(policy, IDS, MASK, LENGTH, temperature)
         assert torch.equal(forward.logprobs, logprobs) and torch.equal(forward.entropy, entropy)
         assert forward.values is None and forward.cost_values is None
 
 
-def test_values_are_those_before_the_tokens_they_belong_to() -> None:
-    values = torch.arange(12).reshape(2, 6)
-    assert before_each_token(values, 3).tolist() == [[2, 3, 4], [8, 9, 10]]
-
-
 @torch.no_grad()
-def test_each_critic_has_its_own_values(policy: Any, reward_folder: Path, cost_folder: Path) -> None:
+def test_each_critic_has_its_own_values_of_the_states_before_the_tokens(
+    policy: Any, reward_folder: Path, cost_folder: Path
+) -> None:
     reward, cost = load_scalar(reward_folder), load_scalar(cost_folder)
     forward = Networks(policy, reward, cost)(IDS, MASK, LENGTH)
     assert forward.values is not None and forward.cost_values is not None
-    torch.testing.assert_close(forward.values, reward(IDS, MASK)[:, 2:5])
-    torch.testing.assert_close(forward.cost_values, cost(IDS, MASK)[:, 2:5])
+    for values, critic in ((forward.values, reward), (forward.cost_values, cost)):
+        assert values is not None
+        for place in range(LENGTH):  # the score of a row that ends before the token
+            expected = critic.score(IDS[:, : LENGTH + place], MASK[:, : LENGTH + place])
+            torch.testing.assert_close(values[0, place], expected[0])
+            torch.testing.assert_close(values[1, place], expected[1] if place < 2 else torch.tensor(0.0))
     without = Networks(policy, reward, cost)(IDS, MASK, LENGTH, critics=False)
     assert without.values is None and without.cost_values is None
     assert torch.equal(without.logprobs, forward.logprobs)
@@ -135,6 +137,7 @@ def test_rows_are_taken_some_at_a_time_without_a_gradient() -> None:
         return first * 2 + second
 
     weight = torch.ones(5, requires_grad=True)
-    parts = in_parts(doubled, 2, weight, torch.arange(5.0))
-    assert sizes == [2, 2, 1] and torch.cat(parts).tolist() == [2, 3, 4, 5, 6]
-    assert not parts[0].requires_grad
+    parts = [torch.tensor([3, 0]), torch.tensor([4, 2, 1])]
+    results = in_parts(doubled, parts, weight, torch.arange(5.0))
+    assert sizes == [2, 3] and results[0].tolist() == [5, 2] and not results[0].requires_grad
+    assert in_order(parts, results).tolist() == [2, 3, 4, 5, 6]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from components.models import load_policy, response_logprobs, with_lora
+from components.logprobs import response_logprobs
+from components.models import load_policy, with_lora
 from components.rl.assembly import build_reference
 from components.rl.networks import Networks
 from components.rl.reference import AdapterOff, FrozenReference
@@ -31,7 +32,8 @@ def adapted(policy_folder: Path) -> Any:
 
 
 def read(reference: Any, temperature: float = 1.0, micro: int = 100) -> Tensor:
-    found = reference.logprobs(IDS, MASK, LENGTH, temperature, micro)
+    parts = list(torch.arange(len(IDS)).split(micro))
+    found = reference.logprobs(IDS, MASK, LENGTH, temperature, parts)
     assert isinstance(found, Tensor)
     return found
 
@@ -68,7 +70,7 @@ def test_the_adapters_are_back_with_their_gradients(adapted: Any) -> None:
 def test_the_adapters_are_back_after_a_reading_that_failed(adapted: Any) -> None:
     before = logits(adapted)
     with pytest.raises(IndexError):
-        AdapterOff(adapted, "fp32").logprobs(IDS + 10_000, MASK, LENGTH, 1.0, 2)
+        AdapterOff(adapted, "fp32").logprobs(IDS + 10_000, MASK, LENGTH, 1.0, [torch.arange(len(IDS))])
     assert torch.equal(logits(adapted), before)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from components.models import load_scalar
+from components.packed import Packed
 from components.records import Message, Preference
 from components.reward.measures import ensemble_metrics, held_out_metrics
 from components.reward.members import normalization
@@ -112,10 +113,10 @@ class LastId(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
+        self.model = nn.ParameterDict({"scale": nn.Parameter(torch.ones(()))})
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.scale * ids.float()
+    def forward(self, packed: Packed, places: Tensor) -> Tensor:
+        return self.model["scale"] * packed.input_ids.flatten()[places].float()
 
 
 # Scores 3 over 1, 2 over 6, 4 over 4
@@ -136,7 +137,7 @@ SCORED = [Pair([9, 3], [9, 9, 1], -1.0, 1.0), Pair([9, 9, 9, 2], [6], 0.0, -1.0)
     ],
 )
 def test_the_objective_by_hand(kind: Any, loss: float, right: int, margin: float) -> None:
-    found = PairObjective(kind, 0.1, filler=0).loss(LastId(), SCORED)
+    found = PairObjective(kind, 0.1).loss(LastId(), SCORED)
     squares = 0.1 * (9 + 1 + 4 + 36 + 16 + 16) / 2
     assert found.total.item() == pytest.approx(loss + squares, rel=1e-5)
     assert found.total.requires_grad
@@ -144,14 +145,14 @@ def test_the_objective_by_hand(kind: Any, loss: float, right: int, margin: float
 
 
 def test_a_pair_is_one_term_and_costs_its_padded_tokens() -> None:
-    objective = PairObjective("reward", 0.0, filler=0)
+    objective = PairObjective("reward", 0.0)
     assert [objective.length(pair) for pair in SCORED] == [6, 8, 4]
     assert [objective.terms(pair) for pair in SCORED] == [1, 1, 1]
 
 
 def test_scored_pairs_keep_sides_and_order_and_the_model_ends_in_eval_mode() -> None:
     model = LastId().train()
-    scores = score_pairs(model, PairObjective("reward", 0.0, filler=0), SCORED, batch_tokens=6)
+    scores = score_pairs(model, PairObjective("reward", 0.0), SCORED, batch_tokens=6)
     assert (scores.chosen.tolist(), scores.rejected.tolist()) == ([3, 2, 4], [1, 6, 4])
     assert not model.training and not scores.chosen.requires_grad
 
@@ -160,7 +161,7 @@ def test_scored_pairs_keep_sides_and_order_and_the_model_ends_in_eval_mode() -> 
 def test_the_objective_sums_the_losses_and_counts_right_orders(kind: Any, reward_folder: Path) -> None:
     scalar = load_scalar(reward_folder)
     pairs = [*pairs_with_signs((-1.0, 1.0), (0.0, 1.0)), Pair([20, 21, 1], [22, 1], 0.0, 0.0)]
-    objective = PairObjective(kind, regularization=0.1, filler=1)
+    objective = PairObjective(kind, regularization=0.1)
     with torch.no_grad():
         loss = objective.loss(scalar, pairs)
         chosen, rejected = (
@@ -179,8 +180,18 @@ def test_the_objective_sums_the_losses_and_counts_right_orders(kind: Any, reward
     assert loss.sums["train/accuracy"] == right.sum().item()
 
 
+def test_both_responses_of_a_pair_are_read_with_one_copy_of_what_they_begin_with(reward_folder: Path) -> None:
+    scalar, read = load_scalar(reward_folder), list[int]()
+    scalar.model.model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    prompt = list(range(10, 40))
+    PairObjective("reward", 0.0).scores(scalar, [Pair([*prompt, 50, 51], [*prompt, 52], 0.0, 0.0)])
+    assert read == [33]
+
+
 def test_scores_come_in_the_pairs_order_whatever_the_batches(reward_folder: Path) -> None:
-    scalar, objective = load_scalar(reward_folder), PairObjective("reward", 0.0, filler=1)
+    scalar, objective = load_scalar(reward_folder), PairObjective("reward", 0.0)
     pairs = [Pair([10] * length + [1], [20, 1], 0.0, 0.0) for length in (9, 2, 5, 1)]
     small, large = (score_pairs(scalar, objective, pairs, batch_tokens) for batch_tokens in (16, 1000))
     torch.testing.assert_close(small.chosen, large.chosen, atol=1e-5, rtol=1e-5)
@@ -241,7 +252,7 @@ def test_normalisation_keeps_the_zero_of_costs(kind: Any, cost_folder: Path) -> 
     scalar = load_scalar(cost_folder)
     scalar.std = 1.0
     pairs = [Pair([number, 11, 1], [number, 12, 1], 0.0, 0.0) for number in range(10, 30)]
-    objective = PairObjective(kind, 0.0, filler=1)
+    objective = PairObjective(kind, 0.0)
     scores = score_pairs(scalar, objective, pairs, 1000)
     both = torch.cat([scores.chosen, scores.rejected])
     mean, std = normalization(scalar, objective, pairs, 1000)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from components.rl.types import Batch
+from components.rl.types import Batch, micro_rows
 
 
-def numbered_batch(rows: int, unit: int = 1) -> Batch:
+def numbered_batch(rows: int, unit: int = 1, group: int = 1) -> Batch:
     """A batch in which every tensor names its row."""
     numbers = torch.arange(rows)[:, None].expand(rows, 2)
     return Batch(
@@ -17,6 +17,7 @@ def numbered_batch(rows: int, unit: int = 1) -> Batch:
         advantages=numbers[:, :1] * 10.0,
         returns=numbers[:, :1] * 100.0,
         unit=unit,
+        group=group,
         metrics={"cost/lambda": 1.0},
     )
 
@@ -42,6 +43,17 @@ def test_minibatches_hold_every_row_once_and_keep_units_together(rows: int, unit
             assert numbers[start : start + unit] == list(range(first, first + unit))
 
 
+@pytest.mark.parametrize(("size", "whole"), [(4, True), (8, True), (6, False), (2, False)])
+def test_minibatches_that_can_hold_whole_groups_do(size: int, whole: bool) -> None:
+    batch = numbered_batch(16, group=4)
+    minibatches = batch.plan(2, size, seed=0)
+    sizes = [len(rows) for rows in minibatches]
+    assert sorted(torch.cat(minibatches).tolist()) == sorted([*range(16)] * 2)
+    assert max(sizes) == size and len(sizes) == 2 * -(-16 // size)  # as many updates as without groups
+    starts = [rows[place : place + 4].tolist() for rows in minibatches for place in range(0, len(rows), 4)]
+    assert all(rows == list(range(rows[0], rows[0] + 4)) and rows[0] % 4 == 0 for rows in starts) is whole
+
+
 def test_the_order_of_minibatches_depends_on_the_seed_alone() -> None:
     batch = numbered_batch(16)
 
@@ -52,6 +64,23 @@ def test_the_order_of_minibatches_depends_on_the_seed_alone() -> None:
     first = order(1)
     torch.manual_seed(4)
     assert first == order(1) != order(2)
+
+
+def test_micro_batches_hold_rows_of_like_length_within_the_room_of_full_rows() -> None:
+    lengths = [8, 1, 2, 8, 3, 2]
+    mask = torch.arange(8) < torch.tensor(lengths)[:, None]
+    # room for 2 rows of 8: 4 rows of 3 at most, and then the two of 8
+    assert [rows.tolist() for rows in micro_rows(mask, 2, 1)] == [[1, 2, 5, 4], [0, 3]]
+    # units of two: (8, 1), (2, 8) and (3, 2), of which the last two rows are the shortest
+    assert [rows.tolist() for rows in micro_rows(mask, 2, 2)] == [[4, 5], [0, 1], [2, 3]]
+    assert [rows.tolist() for rows in micro_rows(mask, 4, 2)] == [[4, 5, 0, 1], [2, 3]]
+
+
+def test_groups_larger_than_a_micro_batch_are_parted_and_units_are_not() -> None:
+    parts = [len(part) for part in numbered_batch(8, group=4).micro_batches(2)]
+    assert parts == [2, 2, 2, 2]
+    assert [len(part) for part in numbered_batch(8, group=4).micro_batches(5)] == [4, 4]
+    assert [len(part) for part in numbered_batch(4, unit=2).micro_batches(1)] == [2, 2]
 
 
 def test_micro_batches_keep_the_order_and_the_units() -> None:

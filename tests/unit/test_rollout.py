@@ -10,7 +10,8 @@ from torch import Tensor
 
 from components.generation import Response
 from components.generation.native import NativeSampler
-from components.models import load_policy, load_scalar, response_logprobs
+from components.logprobs import response_logprobs
+from components.models import load_policy, load_scalar
 from components.records import Conversation, Message
 from components.rl.networks import Networks
 from components.rl.reference import FrozenReference
@@ -80,9 +81,9 @@ def test_a_row_alone_has_the_same_logprobs_and_values(rollout: Rollout, models: 
     for row in range(len(rollout.input_ids)):
         ids = rollout.input_ids[row][rollout.attention_mask[row]][None]
         mask, length = torch.ones_like(ids, dtype=torch.bool), int(rollout.mask[row].sum())
-        logprobs, _, _ = response_logprobs(models.networks.policy, ids, mask, length, TEMPERATURE)
+        logprobs, _ = response_logprobs(models.networks.policy, ids, mask, length, TEMPERATURE)
         torch.testing.assert_close(rollout.logprobs[row, :length], logprobs[0], atol=1e-4, rtol=1e-4)
-        values = models.networks.value(ids, mask)[0, -length - 1 : -1]  # of the states before each token
+        values = models.networks(ids, mask, length).values[0]
         assert rollout.values is not None
         torch.testing.assert_close(rollout.values[row, :length], values, atol=1e-4, rtol=1e-4)
         assert (rollout.logprobs[row, length:] == 0).all()

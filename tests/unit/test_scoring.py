@@ -53,12 +53,32 @@ def test_a_response_carries_the_end_token_only_if_it_ended(
         assert score.item() == pytest.approx(by_hand(reward_folder, ids), abs=1e-4)
 
 
-def test_scores_come_in_order_whatever_the_batch_size(reward_folder: Path) -> None:
+def test_scores_come_in_order_whatever_the_batches(reward_folder: Path) -> None:
     model, tokenizer = load_scalar(reward_folder), load_tokenizer(reward_folder)
     responses = [Response(text, (), True) for text in ("one long answer", "b", "two")]
-    one, three = (ModelScorer(model, tokenizer, 64, size).score(PROMPTS, responses) for size in (1, 3))
+    one, three = (ModelScorer(model, tokenizer, 64, size).score(PROMPTS, responses) for size in (1, 4096))
     torch.testing.assert_close(one, three, atol=1e-5, rtol=1e-5)
     assert one.dtype == torch.float32 and not one.requires_grad and one.unique().numel() == 3
+
+
+def test_responses_to_one_prompt_are_read_with_one_copy_of_it(scorer: ModelScorer) -> None:
+    read: list[int] = []
+    hook = scorer.model.model.model.register_forward_pre_hook(
+        lambda _, __, given: read.append(len(given["input_ids"])), with_kwargs=True
+    )
+    prompts = [prompt for prompt in PROMPTS for _ in range(3)]
+    responses = [Response(text, (), True) for text in ("yes", "no", "b") * len(PROMPTS)]
+    scores = scorer.score(prompts, responses)
+    assert read == [len(PROMPTS)]
+    alone = [scorer.score([prompt], [response]) for prompt, response in zip(prompts, responses, strict=True)]
+    torch.testing.assert_close(scores, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    hook.remove()
+
+
+def test_equal_responses_to_one_prompt_have_equal_scores(scorer: ModelScorer) -> None:
+    texts = ("yes", "no, never", "yes", "b", "yes")
+    scores = scorer.score(PROMPTS[:1] * 5, [Response(text, (), True) for text in texts])
+    assert scores[0] == scores[2] == scores[4] and scores.unique().numel() == 3
 
 
 def test_long_texts_are_cut_at_what_the_model_holds(scorer: ModelScorer) -> None:

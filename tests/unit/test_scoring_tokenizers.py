@@ -14,6 +14,7 @@ from components.artifacts import ModelCard
 from components.base import architecture
 from components.generation import Response, Samples, decode
 from components.models import load_scalar, policy_card, save_model, scalar_from_policy
+from components.packed import Packed
 from components.records import Message
 from components.scoring import ModelScorer, load_scorer
 from components.tokens import encode_prompt, encode_response, load_tokenizer, pad, template_digest
@@ -66,13 +67,14 @@ class Reader:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.scorer: ModelScorer = load_scorer(folder)
         self.rows: list[list[int]] = []
-        score = self.scorer.model.score
+        forward = self.scorer.model.forward
 
-        def watched(ids: Tensor, mask: Tensor) -> Tensor:
-            self.rows += [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
-            return score(ids, mask)
+        def watched(packed: Packed, places: Tensor) -> Tensor:
+            ends = zip(packed.input_ids, packed.ends.tolist(), strict=True)  # rows that share no prompt
+            self.rows += [ids[: end % len(ids) + 1].tolist() for ids, end in ends]
+            return forward(packed, places)
 
-        monkeypatch.setattr(self.scorer.model, "score", watched)
+        monkeypatch.setattr(self.scorer.model, "forward", watched)
 
     def text(self) -> str:
         """The ids of the one row that was scored, special tokens spelt out."""

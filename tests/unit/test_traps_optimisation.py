@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from components.artifacts import DataDir
 from components.launch import STEPS, settings_class
-from components.models import load_policy, merged, response_logprobs, with_lora
+from components.logprobs import response_logprobs
+from components.models import load_policy, merged, with_lora
 from components.rl.algorithm_settings import BestOfKSettings, GRPOSettings, PPOLagSettings, PPOSettings, RLOOSettings
 from components.rl.algorithms import build
 from components.rl.functional import clipped_policy_loss
@@ -22,7 +23,7 @@ from components.rl.networks import Networks
 from components.rl.ptx import Ptx
 from components.rl.reference import AdapterOff, FrozenReference
 from components.rl.settings import PtxSettings, RLSettings
-from components.rl.types import Batch, Forward
+from components.rl.types import Batch, Forward, micro_rows
 from components.settings import Compute, Lora, Optimizer
 from components.tokens import encode_prompt, encode_response, load_tokenizer
 from components.updates import Updater
@@ -63,8 +64,9 @@ def gradient(algorithm: Any, batch: Batch, size: int, mean_of_means: bool = Fals
     """
     assert batch.logprobs is not None
     logprobs = batch.logprobs.clone().requires_grad_()
-    parts = list(batch.micro_batches(size))
-    for part, own in zip(parts, logprobs.split(size), strict=True):
+    parts = micro_rows(batch.attention_mask, size, batch.unit)
+    for rows in parts:
+        part, own = batch.rows(rows), logprobs[rows]
         total, _ = algorithm.loss(part, Forward(own, torch.zeros_like(own), part.values, part.cost_values))
         (total / (algorithm.terms(part) * len(parts) if mean_of_means else algorithm.terms(batch))).backward()
     assert logprobs.grad is not None
@@ -204,7 +206,7 @@ def adapted(policy_folder: Path) -> Any:
 
 
 def read(reference: Any) -> Tensor:
-    logprobs: Tensor = reference.logprobs(IDS, MASK, 3, 1.0, 1)
+    logprobs: Tensor = reference.logprobs(IDS, MASK, 3, 1.0, [torch.arange(len(IDS))])
     return logprobs
 
 
@@ -226,7 +228,7 @@ def test_reading_the_reference_leaves_the_adapters_as_they_were(adapted: Any, po
 def test_adapters_are_on_again_after_a_reading_that_failed(adapted: Any) -> None:
     before = read(FrozenReference(adapted, "fp32"))
     with pytest.raises(IndexError):
-        AdapterOff(adapted, "fp32").logprobs(IDS + 10_000, MASK, 3, 1.0, 1)
+        AdapterOff(adapted, "fp32").logprobs(IDS + 10_000, MASK, 3, 1.0, [torch.arange(len(IDS))])
     torch.testing.assert_close(read(FrozenReference(adapted, "fp32")), before)
 
 

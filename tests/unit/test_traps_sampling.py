@@ -16,7 +16,8 @@ from components.evaluate.report import Report
 from components.evaluate.settings import EvaluateSettings
 from components.generation.native import NativeSampler
 from components.generation.picking import truncate
-from components.models import autocast, load_policy, response_logprobs
+from components.logprobs import response_logprobs
+from components.models import autocast, load_policy
 from components.rl.algorithm_settings import (
     BestOfKSettings,
     DPOSettings,
@@ -222,7 +223,7 @@ def test_softmax_entropy_and_sums_are_float32_in_a_bf16_policy(policy_folder: Pa
     policy = load_policy(policy_folder, "bf16")
     ids, mask = torch.tensor(PROMPTS[0])[None], torch.ones(1, 7, dtype=torch.bool)
     with torch.no_grad():
-        logprobs, entropy, _ = response_logprobs(policy, ids, mask, 4)
+        logprobs, entropy = response_logprobs(policy, ids, mask, 4)
         logits = policy(ids).logits[:, -5:-1]
     assert logits.dtype == torch.bfloat16
     exact = logits.double().log_softmax(-1)

@@ -46,7 +46,8 @@ class GRPO:
             "policy/flat_groups": float(flat_groups(clamped, rollout.group_size).float().mean()),
         }
         spread = advantages[:, None] * rollout.mask
-        return Batch.of(rollout, advantages=spread, ref_logprobs=rollout.ref_logprobs, metrics=metrics)
+        targets = {"advantages": spread, "ref_logprobs": rollout.ref_logprobs}
+        return Batch.of(rollout, **targets, metrics=metrics, group=self.group_size)
 
     def terms(self, batch: Batch) -> float:
         """Tokens, responses, or responses times the constant."""

@@ -43,7 +43,7 @@ class RLOO:
         metrics = {"policy/kl_coef": self.kl.coef, "policy/advantage_std": float(advantages.std(unbiased=False))}
         if settings.whiten_advantages:
             advantages = whiten(advantages, torch.ones_like(advantages, dtype=torch.bool), self.total)
-        return Batch.of(rollout, advantages=advantages, metrics=metrics)
+        return Batch.of(rollout, advantages=advantages, metrics=metrics, group=self.group_size)
 
     def terms(self, batch: Batch) -> float:
         """Responses."""
