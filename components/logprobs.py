@@ -99,7 +99,7 @@ def _statistics(logits: Tensor, taken: Tensor, temperature: float) -> Tokens:
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     """Log-probabilities (C, V), in float32 unless the logits are finer."""
     wide = torch.promote_types(logits.dtype, torch.float32)
-    return torch.log_softmax(logits.to(wide) / temperature, dim=1)
+    return torch.log_softmax(logits.to(wide) if temperature == 1 else logits.to(wide) / temperature, dim=1)
 
 
 class _Taken(torch.autograd.Function):
@@ -147,7 +147,7 @@ class _Taken(torch.autograd.Function):
                     None if of_entropy is None else of_entropy[place],
                     entropy[place],
                 )
-                scaled = (into_logits / ctx.temperature).to(weight.dtype)
+                scaled = into_logits.div_(ctx.temperature).to(weight.dtype)
                 if into_hidden is not None:
                     into_hidden[place] = scaled @ weight
                 if into_weight is not None:

@@ -67,7 +67,7 @@ class Updater:
         groups = parameter_groups(model, self.optimizers)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._names = [names[id(parameter)] for group in groups for parameter in group["params"]]  # as AdamW counts
-        self.model, self.optimizer = self.accelerator.prepare(model, torch.optim.AdamW(groups))
+        self.model, self.optimizer = self.accelerator.prepare(model, torch.optim.AdamW(groups, fused=True))
         self._loss = torch.zeros((), device=self.accelerator.device)
 
     @property
