@@ -104,7 +104,7 @@ class Checkpoints:
                 damage = _damage(folder)
                 if not damage:
                     return self._read(folder, source)
-            before = "using the one before it" if number else "there is none before it, so training starts over"
+            before = "using the one before it" if number else "there is none before it, so the work starts over"
             logger.warning("checkpoint %s is damaged (%s); %s", source, damage, before)
         return None
 

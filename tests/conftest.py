@@ -24,7 +24,7 @@ from components.rl.algorithm_settings import AlgorithmSettings
 from components.rl.algorithms.dpo import DPO
 from components.rl.loop import num_updates, train
 from components.rl.networks import Networks
-from components.rl.pairs import PairSource, encode_pairs
+from components.rl.pairs import PairLogprobs, PairSource, encode_pairs
 from components.rl.reference import FrozenReference, Reference
 from components.rl.rollout import Models, RolloutSource
 from components.rl.settings import RLSettings
@@ -195,8 +195,9 @@ class Bandit:
             if scores[better] > scores[worse]
         ]
         stream = Stream(encode_pairs(rows, self.tokenizer, 8, settings.generation.max_new_tokens), 0)
-        size, micro = settings.prompts_per_rollout, settings.micro_batch_size
-        return PairSource(stream, reference, self.tokenizer, size, micro)
+        filler, pairs = self.tokenizer.eos_token_id, dict(enumerate(stream.rows))
+        logprobs = PairLogprobs(reference, pairs, filler, settings.micro_batch_size)
+        return PairSource(stream, logprobs, filler, settings.prompts_per_rollout)
 
     def _network(self, kind: str, **fields: Any) -> Any:
         import transformers

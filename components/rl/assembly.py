@@ -4,13 +4,14 @@ import math
 from pathlib import Path
 
 from components.artifacts import DataDir
+from components.checkpoints import Checkpoints
 from components.errors import InputError
 from components.generation.native import NativeSampler
 from components.models import ScalarModel, device, load_policy, load_scalar, scalar_from_policy, with_lora
 from components.rl.algorithm_settings import DPOSettings
 from components.rl.algorithms.dpo import DPO
 from components.rl.networks import Networks, SharedHead
-from components.rl.pairs import PairSource, encode_pairs
+from components.rl.pairs import PairLogprobs, PairSource, encode_pairs, pairs_digest
 from components.rl.reference import AdapterOff, FrozenReference, Reference
 from components.rl.rollout import Models, RolloutSource
 from components.rl.settings import RLSettings
@@ -70,15 +71,17 @@ def build_source(
     policy: Path,
     reward: Path | None,
     cost: Path | None,
+    output: Path | None = None,
 ) -> tuple[Source, int]:
     """Where batches come from, and how many there are to be.
 
-    Raises InputError when there are no training prompts (for dpo, no training pairs).
+    What the reference says of labelled pairs is kept where the checkpoints of `output` are. Raises InputError when
+    there are no training prompts (for dpo, no training pairs).
     """
     reference = build_reference(settings, networks, policy)
     source: PairSource | RolloutSource
     if isinstance(settings.algorithm, DPOSettings):
-        source = _pair_source(settings, settings.algorithm, reference, tokenizer, data)
+        source = _pair_source(settings, settings.algorithm, reference, tokenizer, data, policy, output)
     else:
         assert not isinstance(algorithm, DPO)
         generation = settings.generation
@@ -98,13 +101,23 @@ def build_source(
         stream = Stream(prompts, settings.seed)
         size, micro = settings.prompts_per_rollout, settings.micro_batch_size
         source = RolloutSource(models, algorithm, stream, size, generation.max_prompt_tokens, micro)
-    rows = len(source.stream.rows)
+    return source, _batches(settings, len(source.stream.rows))
+
+
+def _batches(settings: RLSettings, rows: int) -> int:
+    """How many batches there are to be from so many prompts or pairs."""
     passes = settings.passes
-    return source, settings.rollouts if passes is None else math.ceil(passes * rows / settings.prompts_per_rollout)
+    return settings.rollouts if passes is None else math.ceil(passes * rows / settings.prompts_per_rollout)
 
 
 def _pair_source(
-    settings: RLSettings, algorithm: DPOSettings, reference: Reference, tokenizer: Tokenizer, data: Path
+    settings: RLSettings,
+    algorithm: DPOSettings,
+    reference: Reference,
+    tokenizer: Tokenizer,
+    data: Path,
+    policy: Path,
+    output: Path | None,
 ) -> PairSource:
     rows = [row for row in DataDir(data).preferences("train") if row.dimension in algorithm.dimensions]
     if not rows:
@@ -115,4 +128,10 @@ def _pair_source(
     generation = settings.generation
     pairs = encode_pairs(rows, tokenizer, generation.max_prompt_tokens, generation.max_new_tokens)
     stream = Stream(pairs, settings.seed)
-    return PairSource(stream, reference, tokenizer, settings.prompts_per_rollout, settings.micro_batch_size)
+    seen = min(len(pairs), _batches(settings, len(pairs)) * settings.prompts_per_rollout)
+    some = {index: pairs[index] for index in sorted(stream.indices(0, seen))}
+    about = {"pairs": pairs_digest(some.values()), "dtype": settings.compute.dtype}
+    kept = None if output is None else Checkpoints.of("reference", about, {"policy": policy}, output, every=0)
+    filler = tokenizer.eos_token_id
+    logprobs = PairLogprobs(reference, some, filler, settings.micro_batch_size, kept)
+    return PairSource(stream, logprobs, filler, settings.prompts_per_rollout)

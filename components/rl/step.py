@@ -43,7 +43,7 @@ def run(
     tokenizer = load_tokenizer(policy)
     networks = build_networks(settings, policy, reward, cost)
     algorithm = algorithms.build(settings.algorithm, total, settings.generation.max_new_tokens)
-    source, batches = build_source(settings, algorithm, networks, tokenizer, data, policy, reward, cost)
+    source, batches = build_source(settings, algorithm, networks, tokenizer, data, policy, reward, cost, model)
     critics = dict.fromkeys(("value", "cost_value"), settings.critic_optimizer)
     updates = num_updates(settings, batches, source.rows_per_batch)
     updater = Updater(networks, settings.optimizer, settings.compute, updates, critics)

@@ -18,11 +18,15 @@ class Stream(Generic[Row]):
 
     def batch(self, number: int, size: int) -> list[Row]:
         """The `size` rows of batch `number` (0-based)."""
+        return [self.rows[index] for index in self.indices(number, size)]
+
+    def indices(self, number: int, size: int) -> list[int]:
+        """Where the rows of batch `number` stand among all rows."""
         return [self._at(place) for place in range(number * size, (number + 1) * size)]
 
-    def _at(self, place: int) -> Row:
+    def _at(self, place: int) -> int:
         epoch, index = divmod(place, len(self.rows))
-        return self.rows[self._order(epoch)[index]]
+        return self._order(epoch)[index]
 
     def _shuffled(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)

@@ -17,6 +17,7 @@ from components.reward.settings import RewardSettings
 from components.rl import loop
 from components.rl import step as rl_step
 from components.rl.algorithm_settings import DPOSettings, PPOLagSettings, PPOSettings
+from components.rl.reference import FrozenReference
 from components.rl.settings import PtxSettings, RLSettings
 from components.rl.step import run
 from components.settings import Compute, Generation, Lora, Optimizer
@@ -248,6 +249,30 @@ def test_in_bf16_too_the_policy_starts_at_its_reference(settings: Any, inputs: d
     metrics = run(settings(compute=Compute(dtype="bf16"), rollouts=1), **inputs, model=tmp_path / "m")
     assert abs(metrics["rollout/kl_k1"]) < 1e-6
     assert metrics["rollout/kl_k3"] < 1e-6
+
+
+def test_a_dpo_run_started_again_reads_what_the_reference_said(
+    settings: Any, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = settings(algorithm={"name": "dpo"}, rollouts=7)  # more than two passes over 24 pairs
+    read: list[int] = []
+    logprobs = FrozenReference.logprobs
+
+    def watched(self: FrozenReference, input_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        read.append(len(input_ids))
+        return logprobs(self, input_ids, *rest)
+
+    monkeypatch.setattr(FrozenReference, "logprobs", watched)
+    run(made, **inputs, model=tmp_path / "first")
+    assert sum(read) == 2 * 24
+    run(made, **inputs, model=tmp_path / "second")
+    assert sum(read) == 2 * 24
+    one, other = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    run(made, **(inputs | {"policy": tmp_path / "first"}), model=tmp_path / "third")
+    assert sum(read) == 2 * 2 * 24  # another reference
+    run(settings(algorithm={"name": "dpo"}, rollouts=1), **inputs, model=tmp_path / "fourth")
+    assert sum(read) == 2 * 2 * 24 + 2 * 8  # no more pairs than the run learns from
 
 
 def test_dpo_samples_nothing_so_how_responses_are_sampled_does_not_matter(

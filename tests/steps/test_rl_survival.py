@@ -80,7 +80,8 @@ def test_a_run_stopped_anywhere_and_started_again_ends_as_one_that_was_not(
     assert stopped.result == whole.result
     assert stopped.starts[1].late_updates <= 1
     assert stopped.starts[-1].ended.updates < WHOLE  # it did continue
-    assert not list(tmp_path.rglob("tensors.safetensors"))
+    left = {path.parents[1].name.partition("-")[0] for path in tmp_path.rglob("tensors.safetensors")}
+    assert left == ({"reference"} if algorithm == "dpo" else set())  # what later runs read too
 
 
 def random_stops(seed: str) -> Iterator[Stop]:

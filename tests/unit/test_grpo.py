@@ -248,3 +248,9 @@ def test_the_kl_in_the_loss_holds_the_policy_back(bandit: Any, word_scorer: Any)
     )
     assert held["rollout/kl_k3"] < free["rollout/kl_k3"] / 3
     assert held["p/a"] < free["p/a"]
+
+
+def test_minibatches_hold_whole_groups_where_they_fit(random_rollout: Any) -> None:
+    batch = grpo(group_size=4).targets(random_rollout(6, 4))
+    for rows in batch.plan(1, 8, seed=0):
+        assert (rows.reshape(2, 4) // 4).unique(dim=1).shape == (2, 1)

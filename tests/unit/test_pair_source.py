@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from components.checkpoints import TENSORS, Checkpoints
 from components.models import load_policy
 from components.records import Message, Preference
 from components.rl.algorithm_settings import DPOSettings
 from components.rl.algorithms.dpo import DPO
 from components.rl.networks import Networks
-from components.rl.pairs import EncodedPair, PairSource, encode_pairs
+from components.rl.pairs import EncodedPair, PairLogprobs, PairSource, encode_pairs, pairs_digest
 from components.rl.reference import FrozenReference
 from components.rl.stream import Stream
 from components.tokens import encode_prompt, encode_response
@@ -40,8 +41,17 @@ def pairs(tokenizer: Any) -> list[EncodedPair]:
     return encode_pairs(ROWS, tokenizer, 64, 64)
 
 
-def source(pairs: list[EncodedPair], reference: Any, tokenizer: Any, size: int = 3, micro: int = 4) -> PairSource:
-    return PairSource(Stream(pairs, 0), reference, tokenizer, size, micro)
+def source(
+    pairs: list[EncodedPair],
+    reference: Any,
+    tokenizer: Any,
+    size: int = 3,
+    micro: int = 4,
+    kept: Checkpoints | None = None,
+) -> PairSource:
+    filler = tokenizer.eos_token_id
+    logprobs = PairLogprobs(reference, dict(enumerate(pairs)), filler, micro, kept)
+    return PairSource(Stream(pairs, 0), logprobs, filler, size)
 
 
 @torch.no_grad()
@@ -169,3 +179,75 @@ def test_what_a_batch_of_pairs_measures(tokenizer: Any, reference: Any) -> None:
     made = [EncodedPair([10], [20, 1], [21, 22, 23, 1], 1), EncodedPair([10], [20, 20], [21, 1], 2)]
     metrics = source(made, reference, tokenizer, size=2).batch(2).metrics
     assert metrics == {"data/passes": 3.0, "data/cut_responses": 3 / 4, "data/length": (2 + 4 + 2 + 2) / 4}
+
+
+class Counted:
+    """A reference that counts the rows it reads."""
+
+    def __init__(self, inner: FrozenReference) -> None:
+        self.inner, self.rows = inner, 0
+
+    def logprobs(self, input_ids: Tensor, *rest: Any) -> Tensor:
+        self.rows += len(input_ids)
+        return self.inner.logprobs(input_ids, *rest)
+
+
+def ref_logprobs(found: PairSource, batches: int) -> list[Tensor]:
+    values = [found.batch(number).ref_logprobs for number in range(batches)]
+    return [value for value in values if value is not None]
+
+
+def test_the_reference_reads_every_pair_once_whatever_the_passes(pairs: Any, reference: Any, tokenizer: Any) -> None:
+    counted = Counted(reference)
+    found = source(pairs, counted, tokenizer, size=2)
+    assert counted.rows == 0  # not before the first batch is asked for
+    assert len(ref_logprobs(found, 6)) == 6 and counted.rows == 6
+
+
+def test_a_later_start_reads_what_an_earlier_one_kept_to_the_bit(
+    pairs: Any, reference: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    def start() -> tuple[list[Tensor], int]:
+        counted = Counted(reference)
+        kept = Checkpoints(tmp_path / "kept", 0, work={"pairs": pairs_digest(pairs)})
+        return ref_logprobs(source(pairs, counted, tokenizer, size=2, kept=kept), 3), counted.rows
+
+    (first, computed), (second, read) = start(), start()
+    assert (computed, read) == (6, 0)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("harm", ["damaged", "foreign", "unwritable"])
+def test_what_cannot_be_used_is_computed_again_with_a_warning(
+    harm: str, pairs: Any, reference: Any, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "kept"
+    expected = ref_logprobs(source(pairs, reference, tokenizer, kept=Checkpoints(place, 0, work={"a": 1})), 1)
+    if harm == "damaged":
+        (file,) = place.rglob(TENSORS)
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    elif harm == "unwritable":
+        place = tmp_path / "file" / "kept"
+        place.parent.write_text("in the way")
+    counted = Counted(reference)
+    work = {"a": 2 if harm == "foreign" else 1}
+    caplog.clear()
+    found = ref_logprobs(source(pairs, counted, tokenizer, kept=Checkpoints(place, 0, work=work)), 1)
+    assert counted.rows == 6 and torch.equal(found[0], expected[0])
+    assert [record.levelname for record in caplog.records if record.levelname == "WARNING"]
+    if harm != "unwritable":  # and it is kept anew
+        again = Counted(reference)
+        ref_logprobs(source(pairs, again, tokenizer, kept=Checkpoints(place, 0, work=work)), 1)
+        assert again.rows == 0
+
+
+def test_the_digest_of_pairs_tells_every_token_and_border() -> None:
+    made = [
+        [EncodedPair([1], [2, 3], [4], 0)],
+        [EncodedPair([1], [2], [3, 4], 0)],
+        [EncodedPair([1, 2], [3], [4], 0)],
+        [EncodedPair([1], [2, 3], [5], 0)],
+        [EncodedPair([1], [2, 3], [4], 0)] * 2,
+    ]
+    assert len({pairs_digest(pairs) for pairs in made}) == len(made)
+    assert pairs_digest(made[0]) == pairs_digest([EncodedPair([1], [2, 3], [4], 1)])  # how many were cut is no token

@@ -135,6 +135,14 @@ def test_the_first_gradient_is_the_advantage_at_every_token() -> None:
     torch.testing.assert_close(logprobs.grad, expected)
 
 
+def test_the_advantages_of_every_minibatch_cancel(random_rollout: Any) -> None:
+    batch = rloo(group_size=4, kl_coef=0.0).targets(random_rollout(6, 4))
+    for rows in batch.plan(1, 8, seed=0):
+        part = batch.rows(rows).advantages
+        assert part is not None and len(part) == 8
+        assert part.sum().item() == pytest.approx(0, abs=1e-5) and part.abs().sum() > 0.1
+
+
 @pytest.mark.parametrize("micro", [1, 3])
 def test_micro_batches_change_no_gradient_and_no_mean(micro: int, random_rollout: Any, update_gradient: Any) -> None:
     algorithm = rloo(group_size=4, entropy_coef=0.1)
