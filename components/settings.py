@@ -6,7 +6,7 @@ Precedence is decided in `pipeline/overrides.py`: class defaults < configuration
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Group(BaseModel):
@@ -105,6 +105,39 @@ class Generation(Group):
     """Responses decoded at once."""
 
 
+def web_address(url: str) -> str:
+    """The URL itself. Raises ValueError when it is no address, or holds a user or a password."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        usable = False
+    if not usable:
+        raise ValueError("is no web address; accepted: one such as http://server:8000/path.")
+    if "@" in parts.netloc:
+        raise ValueError("names a user or a password; name an environment variable with a token in token_env.")
+    return url
+
+
+WebAddress = Annotated[str, AfterValidator(web_address)]
+"""http:// or https://, without user or password."""
+
+
+class ServerSettings(Group):
+    """How a server is reached."""
+
+    url: WebAddress
+    """The server's address: http:// or https://, without user or password."""
+    timeout_s: float = Field(60.0, gt=0)
+    """Seconds to wait for the server to accept a request, and then to answer it."""
+    retries: int = Field(5, ge=0)
+    """Further attempts after a time-out, a broken connection, 429 or 5xx; 5 bridge half a minute."""
+    backoff_s: float = Field(1.0, ge=0)
+    """Seconds before the second attempt; each further wait is twice the one before."""
+    token_env: str = ""
+    """Name of the environment variable that holds the bearer token; empty sends none."""
+
+
 class ModelScorerSettings(Group):
     """Scores from the model that the reward or cost task trained."""
 
@@ -133,37 +166,13 @@ class FunctionScorerSettings(Group):
     """`module:function`, or the name of an entry point in the group plumbline.scorers."""
 
 
-class UrlScorerSettings(Group):
+class UrlScorerSettings(ServerSettings):
     """Scores from a server; components/scoring/remote.py describes the protocol."""
 
     kind: Literal["url"] = "url"
     """Where scores come from."""
-    url: str
-    """Where batches are posted: http:// or https://, without user or password."""
     batch_size: int = Field(64, ge=1)
-    """Responses in one request."""
-    timeout_s: float = Field(60.0, gt=0)
-    """Seconds to wait for the server to accept a request, and then to answer it."""
-    retries: int = Field(5, ge=0)
-    """Further attempts after a time-out, a broken connection, 429 or 5xx; 5 bridge half a minute."""
-    backoff_s: float = Field(1.0, ge=0)
-    """Seconds before the second attempt; each further wait is twice the one before."""
-    token_env: str = ""
-    """Name of the environment variable that holds the bearer token; empty sends none."""
-
-    @field_validator("url")
-    @classmethod
-    def _is_address(cls, url: str) -> str:
-        try:
-            parts = urlsplit(url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # a port that is no number, half an IPv6 address
-            usable = False
-        if not usable:
-            raise ValueError("is no web address; accepted: one such as http://scorer:8000/score.")
-        if "@" in parts.netloc:
-            raise ValueError("names a user or a password; name an environment variable with a token in token_env.")
-        return url
+    """Responses in one request, which is posted to `url`."""
 
 
 ScorerSettings = Annotated[
@@ -171,6 +180,33 @@ ScorerSettings = Annotated[
     Field(discriminator="kind"),
 ]
 """Where the scores of responses come from, chosen by `kind`."""
+
+
+class NativeSamplerSettings(Group):
+    """Responses from our own decoder, in the process that trains."""
+
+    kind: Literal["native"] = "native"
+    """What samples responses."""
+
+
+class VllmSamplerSettings(ServerSettings):
+    """Responses from a vLLM server; components/generation/README.md says how it is started.
+
+    `url` is the server's address without the /v1 of its API; `token_env` names what holds its --api-key.
+    """
+
+    kind: Literal["vllm"] = "vllm"
+    """What samples responses."""
+    weights: str = Field(min_length=1)
+    """A folder that this process writes and the server reads under the same path: weights pass through it."""
+    concurrency: int = Field(64, ge=1)
+    """Requests under way at once, each for all responses to one prompt; what the server batches it decides itself."""
+    timeout_s: float = Field(600.0, gt=0)
+    """As for every server; loading weights may take minutes."""
+
+
+SamplerSettings = Annotated[NativeSamplerSettings | VllmSamplerSettings, Field(discriminator="kind")]
+"""What samples the responses to learn from, chosen by `kind`."""
 
 
 class AlertSettings(Group):
@@ -184,3 +220,6 @@ class AlertSettings(Group):
     """Share of the responses of a rollout that are cut at the length limit."""
     min_entropy: float = Field(0.01, ge=0)
     """Nats per token; below it nearly every response to a prompt is the same."""
+    max_logprob_gap: float = Field(0.1, gt=0)
+    """Mean difference, in nats per token, between the log-probabilities of sampler and trainer; ten times what bf16
+    explains, and far below what other weights or another temperature make of it."""

@@ -14,11 +14,12 @@ import httpx
 import pytest
 import torch
 
+from components import endpoint
+from components.endpoint import retry_after_s, shown_address
 from components.errors import InputError
 from components.generation import Response
 from components.records import Message
-from components.scoring import RemoteScorer, remote
-from components.scoring.remote import retry_after_s, shown_address
+from components.scoring import RemoteScorer
 from components.settings import UrlScorerSettings
 
 PROMPTS = [(Message("system", "be kind"), Message("user", f"say {number} 🙂")) for number in range(5)]
@@ -77,7 +78,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds slept between attempts, which pass at once."""
     slept: list[float] = []
-    monkeypatch.setattr(remote, "time", type("Clock", (), {"sleep": staticmethod(slept.append)}))
+    monkeypatch.setattr(endpoint, "time", type("Clock", (), {"sleep": staticmethod(slept.append)}))
     return slept
 
 
