@@ -161,7 +161,7 @@ class Bandit:
             sampler = NativeSampler(networks.policy, self.tokenizer.eos_token_id, settings.generation, settings.seed)
             models = Models(networks, reference, sampler, reward, cost, self.tokenizer, settings.compute.dtype)
             size, micro = settings.prompts_per_rollout, settings.micro_batch_size
-            source = RolloutSource(models, algorithm, Stream(self.prompts, 0), size, 8, micro)
+            source = RolloutSource(models, algorithm, Stream(self.prompts, 0), size, 8, micro, settings.max_weight)
         own = dict.fromkeys(("value", "cost_value"), settings.critic_optimizer)
         updates = num_updates(settings, settings.rollouts, source.rows_per_batch)
         updater = Updater(networks, settings.optimizer, settings.compute, updates, own)

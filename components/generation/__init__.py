@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from components.artifacts import Metrics
 from components.records import Conversation
 from components.settings import Generation
 
@@ -33,6 +34,23 @@ class Sampler(Protocol):
 
     def sample(self, prompts: Sequence[Sequence[int]], k: int = 1) -> Samples:
         """`k` responses to each prompt (token ids), in the prompts' order."""
+        ...
+
+
+class PolicySampler(Sampler, Protocol):
+    """A sampler of the policy under training, as it is at every call; one that goes on where it was stopped."""
+
+    on_policy: bool
+    """Whether its log-probabilities are the trainer's but for rounding, so that nothing has to be corrected."""
+    metrics: Metrics
+    """What is worth logging of the latest call."""
+
+    def state(self) -> "Tensor":
+        """What the random choices of later calls depend on."""
+        ...
+
+    def restore(self, state: "Tensor") -> None:
+        """Take back what `state` gave."""
         ...
 
 

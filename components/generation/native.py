@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from components.artifacts import Metrics
 from components.generation import Samples
 from components.generation.families import is_known
 from components.generation.generating import generate
@@ -27,10 +28,21 @@ logger = logging.getLogger(__name__)
 class NativeSampler:
     """Samples from a Hugging Face causal model in this process."""
 
+    on_policy = True
+
     def __init__(self, model: Any, eos_token_id: int, generation: Generation, seed: int) -> None:
         self.model, self.eos, self.generation = model, eos_token_id, generation
         self.ends = end_ids(model, eos_token_id)
         self.generator = torch.Generator().manual_seed(seed)
+        self.metrics: Metrics = {}
+
+    def state(self) -> Tensor:
+        """The state of the random generator."""
+        return self.generator.get_state()
+
+    def restore(self, state: Tensor) -> None:
+        """Take back what `state` gave."""
+        self.generator.set_state(state)
 
     @torch.no_grad()
     def sample(

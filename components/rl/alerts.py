@@ -70,6 +70,16 @@ def _policy_detectors(settings: AlertSettings) -> list[Detector]:
         return Detector(name, (metric,), condition, message, settings.patience)
 
     return [
+        Detector(
+            "sampler_mismatch",
+            ("sampler/logprob_gap",),
+            lambda now, _: not now["sampler/logprob_gap"] <= settings.max_logprob_gap,  # NaN is a mismatch too
+            "The log-probabilities of sampler and trainer are {sampler/logprob_gap:.3g} nats per token apart, at most "
+            "{sampler/logprob_gap_max:.3g}, above rl.alerts.max_logprob_gap "
+            f"{settings.max_logprob_gap:g}: responses come from another policy than the one that is trained. Likely "
+            "causes: a server with another model, other weights or another temperature, quantised or computing in "
+            "another dtype. Importance weights cannot make up for that: stop the run and compare the two.",
+        ),
         lasting(
             "negative_kl",
             "rollout/kl_k1",

@@ -6,6 +6,7 @@ from pathlib import Path
 from components.artifacts import DataDir
 from components.checkpoints import Checkpoints
 from components.errors import InputError
+from components.generation import PolicySampler
 from components.generation.native import NativeSampler
 from components.models import ScalarModel, device, load_policy, load_scalar, scalar_from_policy, with_lora
 from components.rl.algorithm_settings import DPOSettings
@@ -18,6 +19,7 @@ from components.rl.settings import RLSettings
 from components.rl.stream import Stream
 from components.rl.types import Algorithm, Source
 from components.scoring import build_scorer
+from components.settings import NativeSamplerSettings
 from components.tokens import Tokenizer, load_tokenizer
 
 
@@ -85,7 +87,7 @@ def build_source(
     else:
         assert not isinstance(algorithm, DPO)
         generation = settings.generation
-        sampler = NativeSampler(networks.policy, tokenizer.eos_token_id, generation, settings.seed)
+        sampler = build_sampler(settings, networks, tokenizer)
         models = Models(
             networks,
             reference,
@@ -100,7 +102,9 @@ def build_source(
             raise InputError(f"{data}: no training prompts; give preprocess.prompts a source.")
         stream = Stream(prompts, settings.seed)
         size, micro = settings.prompts_per_rollout, settings.micro_batch_size
-        source = RolloutSource(models, algorithm, stream, size, generation.max_prompt_tokens, micro)
+        source = RolloutSource(
+            models, algorithm, stream, size, generation.max_prompt_tokens, micro, settings.max_weight
+        )
     return source, _batches(settings, len(source.stream.rows))
 
 
@@ -108,6 +112,16 @@ def _batches(settings: RLSettings, rows: int) -> int:
     """How many batches there are to be from so many prompts or pairs."""
     passes = settings.passes
     return settings.rollouts if passes is None else math.ceil(passes * rows / settings.prompts_per_rollout)
+
+
+def build_sampler(settings: RLSettings, networks: Networks, tokenizer: Tokenizer) -> PolicySampler:
+    """What samples from the policy, as `rl.sampler` says. Raises InputError when its server cannot be used."""
+    given = networks.policy, tokenizer.eos_token_id, settings.generation, settings.seed
+    if isinstance(settings.sampler, NativeSamplerSettings):
+        return NativeSampler(*given)
+    from components.generation.vllm import VllmSampler
+
+    return VllmSampler(settings.sampler, *given)
 
 
 def _pair_source(

@@ -36,6 +36,12 @@ CURVES = (
     Curve("Responses that did not end", "share", {"rollout/missing_eos": "missing EOS"}),
     Curve("Entropy", "nats per token", {"policy/entropy": "entropy"}),
     Curve("Ratio gap at the first update", "|ratio - 1|", {"policy/first_ratio_gap": "largest gap"}),
+    Curve(
+        "Gap between sampler and trainer",
+        "nats per token",
+        {"sampler/logprob_gap": "mean", "sampler/logprob_gap_max": "largest"},
+    ),
+    Curve("Effective sample size", "share", {"sampler/effective": "of the weighted"}),
     Curve("Clipped ratios", "share", {"policy/clip_fraction": "clipped"}),
     Curve("Pairs in the right order", "share", {"policy/pair_accuracy": "accuracy"}),
     Curve(

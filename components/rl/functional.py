@@ -32,15 +32,16 @@ def sequence_sums(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~mask, 0.0).sum(1)
 
 
-def loss_weights(mask: Tensor, normalization: str) -> Tensor:
+def loss_weights(mask: Tensor, normalization: str, importance: Tensor | None = None) -> Tensor:
     """What each token's loss weighs in a sum, (B, R), zero outside the mask.
 
     `token` and `constant`: 1. `sequence`: one over the response's length, so that every response weighs the same.
+    `importance` weights (B, R) multiply that.
     """
     weights = mask.float()
     if normalization == "sequence":
-        return weights / weights.sum(1, keepdim=True).clamp(min=1)
-    return weights
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
+    return weights if importance is None else weights * importance
 
 
 def loss_terms(mask: Tensor, normalization: str, constant: int) -> float:

@@ -1,18 +1,18 @@
 """Rollouts: prompts are sampled, scored and read by every model that has a say."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from components.artifacts import Metrics
 from components.divergence import kl_estimate
-from components.generation import decode
-from components.generation.native import NativeSampler
+from components.generation import PolicySampler, decode
 from components.models import autocast
 from components.records import Conversation
 from components.rl.functional import masked_mean, masked_sum
+from components.rl.importance import gap_metrics, importance_weights, weight_metrics
 from components.rl.networks import Networks, in_order, in_parts
 from components.rl.reference import Reference
 from components.rl.stream import Stream
@@ -27,7 +27,7 @@ class Models:
 
     networks: Networks
     reference: Reference
-    sampler: NativeSampler
+    sampler: PolicySampler
     reward: Scorer
     cost: Scorer | None
     tokenizer: Tokenizer
@@ -66,6 +66,7 @@ def collect(models: Models, prompts: Sequence[Conversation], group_size: int, ma
         values=_joined(parts, [forward.values for forward in old]),
         cost_values=_joined(parts, [forward.cost_values for forward in old]),
         group_size=group_size,
+        sampled_logprobs=samples.logprobs,
     )
 
 
@@ -109,9 +110,10 @@ class RolloutSource:
         size: int,
         max_prompt: int,
         micro: int,
+        max_weight: float,
     ) -> None:
         self.models, self.algorithm, self.stream = models, algorithm, stream
-        self.size, self.max_prompt, self.micro = size, max_prompt, micro
+        self.size, self.max_prompt, self.micro, self.max_weight = size, max_prompt, micro, max_weight
         self.rows_per_batch = size * algorithm.rows_per_prompt
 
     def batch(self, number: int) -> Batch:
@@ -119,7 +121,9 @@ class RolloutSource:
         self.models.networks.eval()
         prompts = self.stream.batch(number, self.size)
         rollout = collect(self.models, prompts, self.algorithm.group_size, self.max_prompt, self.micro)
+        rollout, mismatch = self._corrected(rollout)
         batch = self.algorithm.targets(rollout)
+        batch.metrics.update(mismatch | self.models.sampler.metrics)
         counts = {"rollout/samples": float(len(rollout.mask)), "rollout/tokens": float(rollout.mask.sum())}
         batch.metrics.update(rollout_metrics(rollout) | counts | self.models.reward.metrics)
         batch.metrics.update({} if self.models.cost is None else self.models.cost.metrics)
@@ -127,10 +131,20 @@ class RolloutSource:
             batch.scatter.extend(zip(rollout.scores.tolist(), rollout.costs.tolist(), strict=True))
         return batch
 
+    def _corrected(self, rollout: Rollout) -> tuple[Rollout, Metrics]:
+        """The rollout, weighted where another policy sampled it, and how far sampler and trainer are apart."""
+        assert rollout.sampled_logprobs is not None
+        given = rollout.logprobs, rollout.sampled_logprobs, rollout.mask
+        metrics = gap_metrics(*given)
+        if self.models.sampler.on_policy or self.algorithm.ratio is None:
+            return rollout, metrics
+        weights = importance_weights(*given, self.algorithm.ratio, self.max_weight)
+        return replace(rollout, weights=weights), metrics | weight_metrics(weights, rollout.mask, self.max_weight)
+
     def state(self) -> dict[str, Tensor]:
         """The random state of the sampler."""
-        return {"random.sampler": self.models.sampler.generator.get_state()}
+        return {"random.sampler": self.models.sampler.state()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `state` gave."""
-        self.models.sampler.generator.set_state(tensors["random.sampler"])
+        self.models.sampler.restore(tensors["random.sampler"])

@@ -18,7 +18,9 @@ from components.settings import (
     Group,
     Lora,
     ModelScorerSettings,
+    NativeSamplerSettings,
     Optimizer,
+    SamplerSettings,
     ScorerSettings,
     StepSettings,
 )
@@ -58,6 +60,10 @@ class RLSettings(StepSettings):
     """AdamW for the policy. 1e-6 is OpenRLHF's and TRL's value for 7B models."""
     critic_optimizer: Optimizer = Optimizer(lr=5e-6)
     """AdamW for the critics, with a schedule and a clipping of their own (safe-rlhf: 5e-6)."""
+    sampler: SamplerSettings = NativeSamplerSettings()
+    """What samples responses: our own decoder, or a vLLM server, by `kind`."""
+    max_weight: float = Field(2.0, ge=1)
+    """Importance weights of what another engine sampled are cut to this (Yao et al. 2025: 2); 1 only ever lowers."""
     share_backbone: bool = False
     """Critics as small heads on the policy's hidden states, through which no gradient reaches the policy, instead of
     models of their own: far less memory, weaker critics."""

@@ -6,7 +6,7 @@ right), N rows of a micro-batch.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -43,6 +43,10 @@ class Rollout:
     cost_values: Tensor | None = None
     """(B, R) of the cost critic."""
     group_size: int = 1
+    sampled_logprobs: Tensor | None = None
+    """(B, R) as the sampler gave them, where it gave any."""
+    weights: Tensor | None = None
+    """Importance weights (B, R) or (B,) of what another policy than the trainer's sampled; see importance.py."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Batch:
     values: Tensor | None = None
     cost_returns: Tensor | None = None
     cost_values: Tensor | None = None
+    weights: Tensor | None = None
+    """Importance weights of the policy's objective, (B, R) or (B,) as the algorithm's ratio; absent weighs nothing."""
     unit: int = 1
     """Consecutive rows that a minibatch must not part."""
     group: int = 1
@@ -72,7 +78,8 @@ class Batch:
     @classmethod
     def of(cls, rollout: Rollout, **targets: Any) -> Self:
         """The rollout's rows with what they teach."""
-        return cls(rollout.input_ids, rollout.attention_mask, rollout.mask, rollout.logprobs, **targets)
+        given = rollout.input_ids, rollout.attention_mask, rollout.mask, rollout.logprobs
+        return cls(*given, weights=rollout.weights, **targets)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -159,6 +166,8 @@ class Algorithm(Learner, Protocol):
     """Responses sampled per prompt."""
     rows_per_prompt: int
     """Rows per prompt that a batch has at most."""
+    ratio: Literal["token", "sequence"] | None
+    """What its policy-gradient ratio is taken of, and so its importance weights; none without a policy gradient."""
 
     def targets(self, rollout: Rollout) -> Batch:
         """What the rollout teaches; no gradient; may drop rows."""

@@ -19,6 +19,8 @@ PATIENCE = 3
 SETTINGS = AlertSettings(patience=PATIENCE)
 HEALTHY: Metrics = {
     "policy/first_ratio_gap": 2e-6,
+    "sampler/logprob_gap": 0.01,
+    "sampler/logprob_gap_max": 0.3,
     "loss/skipped_updates": 0.0,
     "rollout/kl_k1": 1.9,
     "rollout/kl_k3": 2.0,
@@ -36,6 +38,7 @@ VIOLATED = {"cost/window_mean": 0.5, "cost/window_low": 0.2}
 
 PLANTED: dict[str, tuple[Metrics, int]] = {
     "ratio_mismatch": ({"policy/first_ratio_gap": 0.02}, 1),
+    "sampler_mismatch": ({"sampler/logprob_gap": 0.11}, 1),
     "skipped_updates": ({"loss/skipped_updates": 1.0}, 1),
     "negative_kl": ({"rollout/kl_k1": -0.2}, PATIENCE),
     "kl_runaway": ({"rollout/kl_k3": 30.0}, PATIENCE),

@@ -1,8 +1,10 @@
 """Rollouts: what is collected belongs to its own prompt, and the reference is read as the policy is."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ from components.generation.native import NativeSampler
 from components.logprobs import response_logprobs
 from components.models import load_policy, load_scalar
 from components.records import Conversation, Message
+from components.rl import algorithms
+from components.rl.algorithm_settings import AlgorithmSettings, GRPOSettings, OnlineDPOSettings, RLOOSettings
 from components.rl.networks import Networks
 from components.rl.reference import FrozenReference
-from components.rl.rollout import Models, collect, rollout_metrics
+from components.rl.rollout import Models, RolloutSource, collect, rollout_metrics
 from components.rl.stream import Stream
 from components.rl.types import Rollout
 from components.settings import Generation
@@ -35,6 +39,8 @@ class OwnerScorer:
         """Scores (B,)."""
         self.responses += responses
         return torch.tensor([float(len(prompt[0].content)) for prompt in prompts])
+
+    metrics: ClassVar[dict[str, float]] = {}
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +116,70 @@ class Replay:
         rollout = self.rollout
         length = rollout.mask.shape[1]
         return Samples(rollout.input_ids[:, -length:], rollout.mask, rollout.logprobs, rollout.ended)
+
+
+class Elsewhere(Replay):
+    """Another engine: the same responses, each log-probability lower by `gap`; asked for what it is to remember."""
+
+    on_policy = False
+
+    def __init__(self, rollout: Rollout, gap: float) -> None:
+        super().__init__(rollout)
+        self.gap, self.metrics, self.place = gap, {"sampler/version": 7.0}, torch.tensor([3])
+
+    def sample(self, prompts: Sequence[Sequence[int]], k: int = 1) -> Any:
+        """The same responses, with the other log-probabilities."""
+        samples = super().sample(prompts, k)
+        return replace(samples, logprobs=(samples.logprobs - self.gap) * samples.mask)
+
+    def state(self) -> Tensor:
+        """Where it stands."""
+        return self.place
+
+    def restore(self, state: Tensor) -> None:
+        """Take back what `state` gave."""
+        self.place = state
+
+
+def source(models: Models, settings: AlgorithmSettings, sampler: Any) -> RolloutSource:
+    algorithm = algorithms.build(settings, lambda tensor: tensor, 5)
+    assert hasattr(algorithm, "targets")
+    given = Models(**(vars(models) | {"sampler": sampler}))
+    return RolloutSource(given, algorithm, Stream(PROMPTS, 0), len(PROMPTS), 64, 4, max_weight=1.2)
+
+
+def test_what_another_engine_sampled_is_weighted(models: Models, rollout: Rollout) -> None:
+    gap = 0.1
+    batch = source(models, GRPOSettings(group_size=2), Elsewhere(rollout, gap)).batch(0)
+    assert batch.weights is not None
+    expected = torch.full(batch.mask.shape, math.exp(gap)) * batch.mask
+    torch.testing.assert_close(batch.weights, expected, atol=1e-4, rtol=1e-4)
+    assert batch.metrics["sampler/logprob_gap"] == pytest.approx(gap, abs=1e-4)
+    assert batch.metrics["sampler/weight"] == pytest.approx(math.exp(gap), abs=1e-4)
+    assert batch.metrics["sampler/effective"] == pytest.approx(1) and batch.metrics["sampler/version"] == 7
+    whole = source(models, RLOOSettings(group_size=2), Elsewhere(rollout, gap)).batch(0)
+    assert whole.weights is not None
+    by_length = (gap * whole.mask.sum(1)).exp().clamp(max=1.2)
+    torch.testing.assert_close(whole.weights, by_length, atol=1e-3, rtol=1e-3)
+
+
+def test_the_policys_own_samples_are_measured_and_not_weighted(models: Models) -> None:
+    own = source(models, GRPOSettings(group_size=2), models.sampler)
+    batch = own.batch(0)
+    assert batch.weights is None and "sampler/weight" not in batch.metrics
+    assert batch.metrics["sampler/logprob_gap_max"] < 1e-4
+
+
+def test_algorithms_without_a_policy_gradient_measure_and_weigh_nothing(models: Models, rollout: Rollout) -> None:
+    batch = source(models, OnlineDPOSettings(group_size=2), Elsewhere(rollout, 0.1)).batch(0)
+    assert batch.weights is None and batch.metrics["sampler/logprob_gap"] == pytest.approx(0.1, abs=1e-4)
+
+
+def test_the_state_of_a_source_is_its_samplers(models: Models, rollout: Rollout) -> None:
+    made = source(models, GRPOSettings(group_size=2), Elsewhere(rollout, 0.1))
+    state = made.state()
+    made.restore({name: tensor + 2 for name, tensor in state.items()})
+    assert {name: int(tensor) for name, tensor in made.state().items()} == {"random.sampler": 5}
 
 
 def test_scorers_are_told_which_responses_ended(rollout: Rollout, models: Models) -> None:

@@ -1,6 +1,6 @@
 """Best-of-K: supervised learning from the best of K responses just sampled to the same prompt."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ class BestOfK:
     """
 
     rows_per_prompt = 1
+    ratio: Literal["token", "sequence"] | None = None
 
     def __init__(self, settings: BestOfKSettings, max_new_tokens: int) -> None:
         self.settings, self.group_size = settings, settings.group_size

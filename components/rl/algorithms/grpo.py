@@ -1,6 +1,6 @@
 """GRPO: PPO's token objective with advantages relative to the group in place of a critic, KL in the loss."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ class GRPO:
 
     The KL to the reference is a term of the loss with a gradient, not a part of the reward.
     """
+
+    ratio: Literal["token", "sequence"] | None = "token"
 
     def __init__(self, settings: GRPOSettings, total: Total, max_new_tokens: int) -> None:
         self.settings, self.total = settings, total
@@ -66,7 +68,7 @@ class GRPO:
             settings.clip,
             clip_high=settings.clip_high,
             dual_clip=settings.dual_clip,
-            weights=weights,
+            weights=loss_weights(batch.mask, settings.normalization, batch.weights),
         )
         kl = masked_sum(
             kl_estimate(forward.logprobs, batch.ref_logprobs, settings.kl_estimator) * weights, batch.mask

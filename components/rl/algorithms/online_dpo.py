@@ -1,5 +1,7 @@
 """Online DPO: DPO on the best and the worst of several responses just sampled to the same prompt."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ class OnlineDPO(PairLearner):
 
     settings: OnlineDPOSettings
     rows_per_prompt = 2
+    ratio: Literal["token", "sequence"] | None = None
 
     def __init__(self, settings: OnlineDPOSettings) -> None:
         super().__init__(settings)

@@ -1,7 +1,7 @@
 """PPO: a clipped policy-gradient step on advantages from a learned critic, KL to the reference in the reward."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -28,6 +28,7 @@ class PPO:
     """Rewards are -kl_coef * KL per token plus the score at the last token; advantages by GAE."""
 
     group_size = rows_per_prompt = 1
+    ratio: Literal["token", "sequence"] | None = "token"
 
     def __init__(self, settings: PPOSettings, total: Total, max_new_tokens: int) -> None:
         self.settings, self.total = settings, total
@@ -76,7 +77,7 @@ class PPO:
             settings.clip,
             clip_high=settings.clip_high,
             dual_clip=settings.dual_clip,
-            weights=weights,
+            weights=loss_weights(batch.mask, settings.normalization, batch.weights),
         )
         entropy = masked_sum(forward.entropy * weights, batch.mask)
         value = clipped_value_loss(

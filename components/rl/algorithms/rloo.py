@@ -1,6 +1,6 @@
 """RLOO: REINFORCE on whole responses, each compared with the mean of the others to the same prompt."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class RLOO:
 
     The ratio is that of whole responses, clipped as in PPO; there is no critic.
     """
+
+    ratio: Literal["token", "sequence"] | None = "sequence"
 
     def __init__(self, settings: RLOOSettings, total: Total) -> None:
         self.settings, self.total = settings, total
@@ -59,6 +61,7 @@ class RLOO:
             batch.advantages,
             torch.ones_like(batch.advantages, dtype=torch.bool),
             self.settings.clip,
+            weights=batch.weights,
         )
         entropy = masked_sum(forward.entropy, batch.mask)
         tokens = float(batch.mask.sum())
