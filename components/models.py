@@ -6,7 +6,6 @@ Shapes: B rows, N places.
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +162,6 @@ def merged(model: Any) -> Any:
     from peft import PeftModel
 
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
-
-
-def merged_copy(model: Any) -> Any:
-    """As `merged`, but the model keeps its adapters; for that it is copied."""
-    from peft import PeftModel
-
-    return merged(deepcopy(model)) if isinstance(model, PeftModel) else model
 
 
 def policy_card(base: str, step: str, tokenizer: Tokenizer) -> ModelCard:

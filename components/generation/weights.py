@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from components.errors import InputError
-from components.models import merged_copy
+from components.models import merged
 
 READABLE = 0o755
 """The server may run as another user."""
@@ -42,6 +43,13 @@ def shared_weights(policy: Any, parent: str, key: str) -> Iterator[Path]:
         for path in folder.iterdir():
             path.chmod(READABLE)
         yield folder
+
+
+def merged_copy(model: Any) -> Any:
+    """As `merged`, but the model keeps its adapters; for that it is copied."""
+    from peft import PeftModel
+
+    return merged(deepcopy(model)) if isinstance(model, PeftModel) else model
 
 
 def _write_tied_head(model: Any, folder: Path) -> None:

@@ -15,10 +15,12 @@ from torch import Tensor
 from components import endpoint
 from components.errors import InputError
 from components.generation.vllm import VllmSampler, request_seed
-from components.generation.weights import shared_weights
-from components.models import load_policy, merged_copy, response_logprobs, with_lora
+from components.generation.weights import merged_copy, shared_weights
+from components.models import load_policy, response_logprobs, with_lora
+from components.parsing import parse
 from components.rl.assembly import build_sampler
 from components.rl.networks import Networks
+from components.rl.settings import RLSettings
 from components.settings import Generation, Lora, VllmSamplerSettings
 from components.tokens import load_tokenizer
 from tiny_models import tiny_rl
@@ -407,6 +409,21 @@ def test_a_tied_head_is_written_beside_the_embeddings(policy: Any, tmp_path: Pat
         assert list(file.keys()) == ["lm_head.weight"]
         assert torch.equal(file.get_tensor("lm_head.weight"), policy.model.embed_tokens.weight)
         assert folder.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize(
+    ("sampler", "part"),
+    [
+        ({"kind": "vllm"}, "rl.sampler.url is missing"),
+        ({"kind": "vllm", "url": "http://a"}, "rl.sampler.weights is missing"),
+        ({"kind": "vllm", "url": "a:8000", "weights": "w"}, "rl.sampler.url is no web address"),
+        ({"kind": "vllm", "url": "http://me:secret@a", "weights": "w"}, "token_env"),
+        ({"kind": "native", "url": "http://a"}, "rl.sampler.url is unknown"),
+        ({"kind": "sglang"}, "'native', 'vllm'"),
+    ],
+)
+def test_settings_that_name_no_usable_sampler_are_refused(sampler: dict[str, Any], part: str) -> None:
+    assert part in refusal(lambda: parse(RLSettings, {"sampler": sampler}, prefix=("rl",)))
 
 
 def test_settings_choose_the_sampler(server: Server, policy_folder: Path, tmp_path: Path) -> None:

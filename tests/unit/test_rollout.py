@@ -145,7 +145,9 @@ def source(models: Models, settings: AlgorithmSettings, sampler: Any) -> Rollout
     algorithm = algorithms.build(settings, lambda tensor: tensor, 5)
     assert hasattr(algorithm, "targets")
     given = Models(**(vars(models) | {"sampler": sampler}))
-    return RolloutSource(given, algorithm, Stream(PROMPTS, 0), len(PROMPTS), 64, 4, max_weight=1.2)
+    stream = Stream(PROMPTS, 0)
+    stream._order = lambda _: [0, 1, 2]  # type: ignore[assignment]  # that of the rollout
+    return RolloutSource(given, algorithm, stream, len(PROMPTS), 64, 4, max_weight=1.2)
 
 
 def test_what_another_engine_sampled_is_weighted(models: Models, rollout: Rollout) -> None:
