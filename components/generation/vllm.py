@@ -26,7 +26,8 @@ from components.errors import InputError
 from components.generation import Samples
 from components.generation.completions import SLACK, Completion, completions, prompt_logprobs
 from components.generation.weights import shared_weights
-from components.models import end_ids, response_logprobs
+from components.logprobs import response_logprobs
+from components.models import end_ids
 from components.settings import Generation, VllmSamplerSettings
 from components.tokens import pad
 

@@ -17,7 +17,8 @@ import tiny_models
 from components.errors import InputError
 from components.generation import Samples
 from components.generation.vllm import VllmSampler
-from components.models import load_policy, response_logprobs
+from components.logprobs import response_logprobs
+from components.models import load_policy
 from components.rl import loop
 from components.rl import step as rl_step
 from components.rl.step import run

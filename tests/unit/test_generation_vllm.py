@@ -16,7 +16,8 @@ from components import endpoint
 from components.errors import InputError
 from components.generation.vllm import VllmSampler, request_seed
 from components.generation.weights import merged_copy, shared_weights
-from components.models import load_policy, response_logprobs, with_lora
+from components.logprobs import response_logprobs
+from components.models import load_policy, with_lora
 from components.parsing import parse
 from components.rl.assembly import build_sampler
 from components.rl.networks import Networks
