@@ -22,11 +22,12 @@ from components.rl import algorithms
 from components.rl.alerts import rl_monitor
 from components.rl.algorithm_settings import AlgorithmSettings
 from components.rl.algorithms.dpo import DPO
+from components.rl.drafts import Drafting, Models
 from components.rl.loop import num_updates, train
 from components.rl.networks import Networks
 from components.rl.pairs import PairLogprobs, PairSource, encode_pairs
 from components.rl.reference import FrozenReference, Reference
-from components.rl.rollout import Models, RolloutSource
+from components.rl.rollout import RolloutSource
 from components.rl.settings import RLSettings
 from components.rl.stream import Stream
 from components.rl.types import Batch, Forward, Learner, Rollout, Source, micro_rows
@@ -159,9 +160,10 @@ class Bandit:
             source = self._pairs(settings, reward, reference)
         else:
             sampler = NativeSampler(networks.policy, self.tokenizer.eos_token_id, settings.generation, settings.seed)
-            models = Models(networks, reference, sampler, reward, cost, self.tokenizer, settings.compute.dtype)
+            models = Models(sampler, reference, reward, cost, self.tokenizer, 1.0, settings.compute.dtype)
             size, micro = settings.prompts_per_rollout, settings.micro_batch_size
-            source = RolloutSource(models, algorithm, Stream(self.prompts, 0), size, 8, micro, settings.max_weight)
+            drafts = Drafting(models, Stream(self.prompts, 0), size, algorithm.group_size, 8, micro)
+            source = RolloutSource(drafts, networks, algorithm, size, micro, settings.max_weight)
         own = dict.fromkeys(("value", "cost_value"), settings.critic_optimizer)
         updates = num_updates(settings, settings.rollouts, source.rows_per_batch)
         updater = Updater(networks, settings.optimizer, settings.compute, updates, own)

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 from components.artifacts import DataDir
 from components.checkpoints import Checkpoints
@@ -11,10 +12,11 @@ from components.generation.native import NativeSampler
 from components.models import ScalarModel, device, load_policy, load_scalar, scalar_from_policy, with_lora
 from components.rl.algorithm_settings import DPOSettings
 from components.rl.algorithms.dpo import DPO
+from components.rl.drafts import Drafting, Models
 from components.rl.networks import Networks, SharedHead
 from components.rl.pairs import PairLogprobs, PairSource, encode_pairs, pairs_digest
 from components.rl.reference import AdapterOff, FrozenReference, Reference
-from components.rl.rollout import Models, RolloutSource
+from components.rl.rollout import RolloutSource
 from components.rl.settings import RLSettings
 from components.rl.stream import Stream
 from components.rl.types import Algorithm, Source
@@ -81,31 +83,42 @@ def build_source(
     there are no training prompts (for dpo, no training pairs).
     """
     reference = build_reference(settings, networks, policy)
-    source: PairSource | RolloutSource
     if isinstance(settings.algorithm, DPOSettings):
-        source = _pair_source(settings, settings.algorithm, reference, tokenizer, data, policy, output)
-    else:
-        assert not isinstance(algorithm, DPO)
-        generation = settings.generation
-        sampler = build_sampler(settings, networks, tokenizer)
-        models = Models(
-            networks,
-            reference,
-            sampler,
-            build_scorer(settings.reward_scorer, reward, "reward"),
-            build_scorer(settings.cost_scorer, cost, "cost") if "cost" in settings.teachers else None,
-            tokenizer,
-            settings.compute.dtype,
-        )
-        prompts = [row.prompt for row in DataDir(data).prompts("train")]
-        if not prompts:
-            raise InputError(f"{data}: no training prompts; give preprocess.prompts a source.")
-        stream = Stream(prompts, settings.seed)
-        size, micro = settings.prompts_per_rollout, settings.micro_batch_size
-        source = RolloutSource(
-            models, algorithm, stream, size, generation.max_prompt_tokens, micro, settings.max_weight
-        )
-    return source, _batches(settings, len(source.stream.rows))
+        pairs = _pair_source(settings, settings.algorithm, reference, tokenizer, data, policy, output)
+        return pairs, _batches(settings, len(pairs.stream.rows))
+    assert not isinstance(algorithm, DPO)
+    drafts = build_drafting(settings, algorithm.group_size, networks.policy, reference, tokenizer, data, reward, cost)
+    size, micro = settings.prompts_per_rollout, settings.micro_batch_size
+    source = RolloutSource(drafts, networks, algorithm, size, micro, settings.max_weight)
+    return source, _batches(settings, len(drafts.stream.rows))
+
+
+def build_drafting(
+    settings: RLSettings,
+    group_size: int,
+    policy: Any,
+    reference: Reference,
+    tokenizer: Tokenizer,
+    data: Path,
+    reward: Path | None,
+    cost: Path | None,
+) -> Drafting:
+    """What makes drafts with the policy, in this process. Raises InputError when there are no training prompts."""
+    prompts = [row.prompt for row in DataDir(data).prompts("train")]
+    if not prompts:
+        raise InputError(f"{data}: no training prompts; give preprocess.prompts a source.")
+    models = Models(
+        build_sampler(settings, policy, tokenizer),
+        reference,
+        build_scorer(settings.reward_scorer, reward, "reward"),
+        build_scorer(settings.cost_scorer, cost, "cost") if "cost" in settings.teachers else None,
+        tokenizer,
+        settings.generation.temperature,
+        settings.compute.dtype,
+    )
+    generation, micro = settings.generation, settings.micro_batch_size
+    stream = Stream(prompts, settings.seed)
+    return Drafting(models, stream, settings.prompts_per_rollout, group_size, generation.max_prompt_tokens, micro)
 
 
 def _batches(settings: RLSettings, rows: int) -> int:
@@ -114,9 +127,9 @@ def _batches(settings: RLSettings, rows: int) -> int:
     return settings.rollouts if passes is None else math.ceil(passes * rows / settings.prompts_per_rollout)
 
 
-def build_sampler(settings: RLSettings, networks: Networks, tokenizer: Tokenizer) -> PolicySampler:
+def build_sampler(settings: RLSettings, policy: Any, tokenizer: Tokenizer) -> PolicySampler:
     """What samples from the policy, as `rl.sampler` says. Raises InputError when its server cannot be used."""
-    given = networks.policy, tokenizer.eos_token_id, settings.generation, settings.seed
+    given = policy, tokenizer.eos_token_id, settings.generation, settings.seed
     if isinstance(settings.sampler, NativeSamplerSettings):
         return NativeSampler(*given)
     from components.generation.vllm import VllmSampler

@@ -32,6 +32,11 @@ class Networks(nn.Module):
         self.policy, self.value, self.cost_value = policy, value, cost_value
         self.temperature = temperature
 
+    @property
+    def has_critics(self) -> bool:
+        """Whether a forward pass is asked for values too."""
+        return self.value is not None or self.cost_value is not None
+
     def forward(
         self,
         input_ids: Tensor,

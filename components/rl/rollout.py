@@ -1,79 +1,72 @@
-"""Rollouts: prompts are sampled, scored and read by every model that has a say."""
+"""Rollouts: drafts that the networks under training have read, and what the algorithm makes of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from components.artifacts import Metrics
 from components.divergence import kl_estimate
-from components.generation import PolicySampler, decode
-from components.models import autocast
-from components.records import Conversation
+from components.rl.drafts import Draft, Drafts
 from components.rl.functional import masked_mean, masked_sum
 from components.rl.importance import gap_metrics, importance_weights, weight_metrics
 from components.rl.networks import Networks, in_order, in_parts
-from components.rl.reference import Reference
-from components.rl.stream import Stream
 from components.rl.types import Algorithm, Batch, Rollout, micro_rows
-from components.scoring import Scorer
-from components.tokens import Tokenizer, encode_prompt, pad
+
+AGREEMENT = 1e-4
+"""Nats per token within which the sampler's log-probabilities are taken for the trainer's: more than other kernels
+make of the same sums in float32, and next to nothing in a ratio over hundreds of tokens."""
 
 
-@dataclass(frozen=True)
-class Models:
-    """Everything that is only read during a rollout."""
+def read(networks: Networks, draft: Draft, micro: int, trusted: Tensor | None = None) -> tuple[Rollout, Metrics]:
+    """The rollout that a draft becomes, and how far sampler and trainer are apart.
 
-    networks: Networks
-    reference: Reference
-    sampler: PolicySampler
-    reward: Scorer
-    cost: Scorer | None
-    tokenizer: Tokenizer
-    dtype: str
-    """The arithmetic of training: policy and sampler must not differ by it."""
-
-
-def collect(models: Models, prompts: Sequence[Conversation], group_size: int, max_prompt: int, micro: int) -> Rollout:
-    """A rollout of `group_size` responses to each prompt, with log-probabilities recomputed by the trainer.
-
-    The sampler's own log-probabilities come from other kernels (a key-value cache, perhaps another engine);
-    the update's ratios must start at 1, so the old policy is what the trainer says it was.
+    The sampler's log-probabilities come from other kernels (a key-value cache, perhaps another engine), and an update's
+    ratios must start at 1: so the old policy is what the trainer says it was. Where nothing else is wanted of the rows,
+    `trusted` names some to look at, and if the two agree on those, the trainer does not read the others.
     """
-    encoded = [encode_prompt(models.tokenizer, prompt)[-max_prompt:] for prompt in prompts]
-    with autocast(models.dtype):
-        samples = models.sampler.sample(encoded, group_size)
-    rows = [index for index in range(len(prompts)) for _ in range(group_size)]
-    ids, mask = pad([encoded[index] for index in rows], models.tokenizer.eos_token_id, side="left")
-    input_ids = torch.cat([ids.to(samples.ids.device), samples.ids], dim=1)
-    attention_mask = torch.cat([mask.to(samples.ids.device), samples.mask], dim=1)
-    length = samples.ids.shape[1]
-    parts = micro_rows(attention_mask, micro, group_size if group_size <= micro else 1)
-    old = in_parts(lambda i, m: models.networks(i, m, length), parts, input_ids, attention_mask)
-    temperature = models.networks.temperature
-    texts = decode(models.tokenizer, samples)
-    asked = [prompts[index] for index in rows]
-    return Rollout(
-        input_ids,
-        attention_mask,
-        samples.mask,
-        logprobs=in_order(parts, [forward.logprobs for forward in old]),
-        ref_logprobs=models.reference.logprobs(input_ids, attention_mask, length, temperature, parts),
-        scores=models.reward.score(asked, texts).to(input_ids.device),
-        ended=samples.ended,
-        costs=None if models.cost is None else models.cost.score(asked, texts).to(input_ids.device),
-        values=_joined(parts, [forward.values for forward in old]),
-        cost_values=_joined(parts, [forward.cost_values for forward in old]),
-        group_size=group_size,
-        sampled_logprobs=samples.logprobs,
-    )
+    networks.eval()
+    if trusted is not None:
+        logprobs = _forward(networks, draft, trusted, micro)["logprobs"]
+        assert logprobs is not None
+        gaps = gap_metrics(logprobs, draft.sampled_logprobs[trusted], draft.mask[trusted])
+        if gaps["sampler/logprob_gap_max"] <= AGREEMENT:
+            return _rollout(draft, logprobs=draft.sampled_logprobs), gaps | {"sampler/reused": 1.0}
+    rollout = _rollout(draft, **_forward(networks, draft, torch.arange(len(draft.mask)), micro))
+    return rollout, gap_metrics(rollout.logprobs, draft.sampled_logprobs, draft.mask) | {"sampler/reused": 0.0}
+
+
+def _forward(networks: Networks, draft: Draft, rows: Tensor, micro: int) -> dict[str, Tensor | None]:
+    """What the networks say of some rows, whole groups in turn: tensors (rows, R) by name."""
+    length = draft.mask.shape[1]
+    ids, mask = draft.input_ids[rows], draft.attention_mask[rows]
+    parts = micro_rows(mask, micro, draft.group_size if draft.group_size <= micro else 1)
+    found = in_parts(lambda i, m: networks(i, m, length), parts, ids, mask)
+    return {
+        name: _joined(parts, [getattr(forward, name) for forward in found])
+        for name in ("logprobs", "values", "cost_values")
+    }
 
 
 def _joined(parts: Sequence[Tensor], values: Sequence[Tensor | None]) -> Tensor | None:
     """The values of all parts as one tensor; None where there is no such critic."""
     present = [value for value in values if value is not None]
     return in_order(parts, present) if present else None
+
+
+def _rollout(draft: Draft, **read: Tensor | None) -> Rollout:
+    return Rollout(
+        draft.input_ids,
+        draft.attention_mask,
+        draft.mask,
+        ref_logprobs=draft.ref_logprobs,
+        scores=draft.scores,
+        ended=draft.ended,
+        costs=draft.costs,
+        group_size=draft.group_size,
+        **read,  # type: ignore[arg-type]
+    )
 
 
 def rollout_metrics(rollout: Rollout) -> Metrics:
@@ -100,51 +93,48 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
 
 
 class RolloutSource:
-    """What the algorithm makes of rollouts, each from the policy as it is when asked for."""
+    """What the algorithm makes of rollouts."""
 
     def __init__(
-        self,
-        models: Models,
-        algorithm: Algorithm,
-        stream: Stream[Conversation],
-        size: int,
-        max_prompt: int,
-        micro: int,
-        max_weight: float,
+        self, drafts: Drafts, networks: Networks, algorithm: Algorithm, size: int, micro: int, max_weight: float
     ) -> None:
-        self.models, self.algorithm, self.stream = models, algorithm, stream
-        self.size, self.max_prompt, self.micro, self.max_weight = size, max_prompt, micro, max_weight
+        """`size` prompts a rollout; `micro` rows of full length are read at once, or as many as take no more room."""
+        self.drafts, self.networks, self.algorithm = drafts, networks, algorithm
+        self.micro, self.max_weight = micro, max_weight
         self.rows_per_batch = size * algorithm.rows_per_prompt
 
     def batch(self, number: int) -> Batch:
         """What rollout `number` (0-based) teaches, and what it says of the policy."""
-        self.models.networks.eval()
-        prompts = self.stream.batch(number, self.size)
-        rollout = collect(self.models, prompts, self.algorithm.group_size, self.max_prompt, self.micro)
-        rollout, mismatch = self._corrected(rollout)
+        draft = self.drafts.draft(number)
+        rollout, mismatch = read(self.networks, draft, self.micro, self._trusted(draft, number))
+        if not self.drafts.on_policy:
+            rollout, mismatch = self._weighted(rollout, draft, mismatch)
         batch = self.algorithm.targets(rollout)
-        batch.metrics.update(mismatch | self.models.sampler.metrics)
         counts = {"rollout/samples": float(len(rollout.mask)), "rollout/tokens": float(rollout.mask.sum())}
-        batch.metrics.update(rollout_metrics(rollout) | counts | self.models.reward.metrics)
-        batch.metrics.update({} if self.models.cost is None else self.models.cost.metrics)
+        batch.metrics.update(mismatch | rollout_metrics(rollout) | counts | draft.metrics)
         if rollout.costs is not None:
             batch.scatter.extend(zip(rollout.scores.tolist(), rollout.costs.tolist(), strict=True))
         return batch
 
-    def _corrected(self, rollout: Rollout) -> tuple[Rollout, Metrics]:
-        """The rollout, weighted where another policy sampled it, and how far sampler and trainer are apart."""
-        assert rollout.sampled_logprobs is not None
-        given = rollout.logprobs, rollout.sampled_logprobs, rollout.mask
-        metrics = gap_metrics(*given)
-        if self.models.sampler.on_policy or self.algorithm.ratio is None:
+    def _trusted(self, draft: Draft, number: int) -> Tensor | None:
+        """The rows that speak for all, where the policy itself sampled: a group, another one in every rollout."""
+        if not self.drafts.on_policy or self.networks.has_critics:
+            return None
+        groups = len(draft.mask) // draft.group_size
+        return torch.arange(draft.group_size) + number % groups * draft.group_size
+
+    def _weighted(self, rollout: Rollout, draft: Draft, metrics: Metrics) -> tuple[Rollout, Metrics]:
+        """The rollout with importance weights, where the algorithm's objective is an expectation."""
+        if self.algorithm.ratio is None:
             return rollout, metrics
+        given = rollout.logprobs, draft.sampled_logprobs, rollout.mask
         weights = importance_weights(*given, self.algorithm.ratio, self.max_weight)
         return replace(rollout, weights=weights), metrics | weight_metrics(weights, rollout.mask, self.max_weight)
 
     def state(self) -> dict[str, Tensor]:
-        """The random state of the sampler."""
-        return {"random.sampler": self.models.sampler.state()}
+        """What later drafts depend on."""
+        return self.drafts.state()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `state` gave."""
-        self.models.sampler.restore(tensors["random.sampler"])
+        self.drafts.restore(tensors)

@@ -29,7 +29,7 @@ class Rollout:
     mask: Tensor
     """(B, R), true on response tokens, end-of-sequence included."""
     logprobs: Tensor
-    """(B, R) under the policy that sampled, recomputed by the trainer."""
+    """(B, R) under the policy before the updates, as the trainer computes them."""
     ref_logprobs: Tensor
     """(B, R) under the reference policy."""
     scores: Tensor
@@ -43,8 +43,6 @@ class Rollout:
     cost_values: Tensor | None = None
     """(B, R) of the cost critic."""
     group_size: int = 1
-    sampled_logprobs: Tensor | None = None
-    """(B, R) as the sampler gave them, where it gave any."""
     weights: Tensor | None = None
     """Importance weights (B, R) or (B,) of what another policy than the trainer's sampled; see importance.py."""
 

@@ -17,9 +17,10 @@ from components.models import load_policy, load_scalar
 from components.records import Conversation, Message
 from components.rl import algorithms
 from components.rl.algorithm_settings import AlgorithmSettings, GRPOSettings, OnlineDPOSettings, RLOOSettings
+from components.rl.drafts import Draft, Drafting, Models, drafted
 from components.rl.networks import Networks
 from components.rl.reference import FrozenReference
-from components.rl.rollout import Models, RolloutSource, collect, rollout_metrics
+from components.rl.rollout import AGREEMENT, RolloutSource, read, rollout_metrics
 from components.rl.stream import Stream
 from components.rl.types import Rollout
 from components.settings import Generation
@@ -44,24 +45,33 @@ class OwnerScorer:
 
 
 @pytest.fixture(scope="module")
-def models(policy_folder: Path, reward_folder: Path) -> Models:
+def networks(policy_folder: Path, reward_folder: Path) -> Networks:
+    return Networks(load_policy(policy_folder), load_scalar(reward_folder), None, TEMPERATURE)
+
+
+@pytest.fixture(scope="module")
+def models(policy_folder: Path, networks: Networks) -> Models:
     tokenizer = load_tokenizer(policy_folder)
     generation = Generation(max_new_tokens=5, temperature=TEMPERATURE)
-    policy = load_policy(policy_folder)
     return Models(
-        Networks(policy, load_scalar(reward_folder), None, TEMPERATURE),
+        NativeSampler(networks.policy, tokenizer.eos_token_id, generation, seed=0),
         FrozenReference(load_policy(policy_folder), "fp32"),
-        NativeSampler(policy, tokenizer.eos_token_id, generation, seed=0),
         OwnerScorer(),
         None,
         tokenizer,
+        TEMPERATURE,
         "fp32",
     )
 
 
 @pytest.fixture(scope="module")
-def rollout(models: Models) -> Rollout:
-    return collect(models, PROMPTS, group_size=2, max_prompt=64, micro=4)
+def draft(models: Models) -> Draft:
+    return drafted(models, PROMPTS, group_size=2, max_prompt=64, micro=4)
+
+
+@pytest.fixture(scope="module")
+def rollout(networks: Networks, draft: Draft) -> Rollout:
+    return read(networks, draft, 4)[0]
 
 
 def test_responses_of_a_group_are_neighbours_and_scored_with_their_own_prompt(
@@ -83,31 +93,35 @@ def test_the_reference_is_read_at_the_temperature_of_the_policy(rollout: Rollout
 
 
 @torch.no_grad()
-def test_a_row_alone_has_the_same_logprobs_and_values(rollout: Rollout, models: Models) -> None:
+def test_a_row_alone_has_the_same_logprobs_and_values(rollout: Rollout, networks: Networks) -> None:
     for row in range(len(rollout.input_ids)):
         ids = rollout.input_ids[row][rollout.attention_mask[row]][None]
         mask, length = torch.ones_like(ids, dtype=torch.bool), int(rollout.mask[row].sum())
-        logprobs, _ = response_logprobs(models.networks.policy, ids, mask, length, TEMPERATURE)
+        logprobs, _ = response_logprobs(networks.policy, ids, mask, length, TEMPERATURE)
         torch.testing.assert_close(rollout.logprobs[row, :length], logprobs[0], atol=1e-4, rtol=1e-4)
-        values = models.networks(ids, mask, length).values[0]
+        values = networks(ids, mask, length).values[0]
         assert rollout.values is not None
         torch.testing.assert_close(rollout.values[row, :length], values, atol=1e-4, rtol=1e-4)
         assert (rollout.logprobs[row, length:] == 0).all()
 
 
-def test_micro_batches_change_no_number(models: Models, rollout: Rollout) -> None:
+def test_micro_batches_change_no_number(models: Models, networks: Networks, rollout: Rollout) -> None:
     again = Models(**(vars(models) | {"sampler": Replay(rollout)}))
     for micro in (1, 100):
-        other = collect(again, PROMPTS, group_size=2, max_prompt=64, micro=micro)
+        other, _ = read(networks, drafted(again, PROMPTS, group_size=2, max_prompt=64, micro=micro), micro)
         torch.testing.assert_close(other.logprobs, rollout.logprobs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(other.ref_logprobs, rollout.ref_logprobs, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(other.values, rollout.values, atol=1e-5, rtol=1e-5)
 
 
 class Replay:
     """A sampler that gives the responses of a rollout again."""
 
+    on_policy = True
+
     def __init__(self, rollout: Rollout) -> None:
         self.rollout = rollout
+        self.metrics: dict[str, float] = {}
 
     def sample(self, prompts: Sequence[Sequence[int]], k: int = 1) -> Any:
         """The same responses."""
@@ -141,47 +155,100 @@ class Elsewhere(Replay):
         self.place = state
 
 
-def source(models: Models, settings: AlgorithmSettings, sampler: Any) -> RolloutSource:
+def source(models: Models, networks: Networks, settings: AlgorithmSettings, sampler: Any) -> RolloutSource:
     algorithm = algorithms.build(settings, lambda tensor: tensor, 5)
     assert hasattr(algorithm, "targets")
     given = Models(**(vars(models) | {"sampler": sampler}))
     stream = Stream(PROMPTS, 0)
     stream._order = lambda _: [0, 1, 2]  # type: ignore[assignment]  # that of the rollout
-    return RolloutSource(given, algorithm, stream, len(PROMPTS), 64, 4, max_weight=1.2)
+    drafts = Drafting(given, stream, len(PROMPTS), 2, 64, 4)
+    return RolloutSource(drafts, networks, algorithm, len(PROMPTS), 4, max_weight=1.2)
 
 
-def test_what_another_engine_sampled_is_weighted(models: Models, rollout: Rollout) -> None:
+def test_what_another_engine_sampled_is_weighted(models: Models, networks: Networks, rollout: Rollout) -> None:
     gap = 0.1
-    batch = source(models, GRPOSettings(group_size=2), Elsewhere(rollout, gap)).batch(0)
+    batch = source(models, networks, GRPOSettings(group_size=2), Elsewhere(rollout, gap)).batch(0)
     assert batch.weights is not None
     expected = torch.full(batch.mask.shape, math.exp(gap)) * batch.mask
     torch.testing.assert_close(batch.weights, expected, atol=1e-4, rtol=1e-4)
     assert batch.metrics["sampler/logprob_gap"] == pytest.approx(gap, abs=1e-4)
     assert batch.metrics["sampler/weight"] == pytest.approx(math.exp(gap), abs=1e-4)
     assert batch.metrics["sampler/effective"] == pytest.approx(1) and batch.metrics["sampler/version"] == 7
-    whole = source(models, RLOOSettings(group_size=2), Elsewhere(rollout, gap)).batch(0)
+    whole = source(models, networks, RLOOSettings(group_size=2), Elsewhere(rollout, gap)).batch(0)
     assert whole.weights is not None
     by_length = (gap * whole.mask.sum(1)).exp().clamp(max=1.2)
     torch.testing.assert_close(whole.weights, by_length, atol=1e-3, rtol=1e-3)
 
 
-def test_the_policys_own_samples_are_measured_and_not_weighted(models: Models) -> None:
-    own = source(models, GRPOSettings(group_size=2), models.sampler)
+def test_the_policys_own_samples_are_measured_and_not_weighted(models: Models, networks: Networks) -> None:
+    own = source(models, networks, GRPOSettings(group_size=2), models.sampler)
     batch = own.batch(0)
     assert batch.weights is None and "sampler/weight" not in batch.metrics
     assert batch.metrics["sampler/logprob_gap_max"] < 1e-4
 
 
-def test_algorithms_without_a_policy_gradient_measure_and_weigh_nothing(models: Models, rollout: Rollout) -> None:
-    batch = source(models, OnlineDPOSettings(group_size=2), Elsewhere(rollout, 0.1)).batch(0)
+def test_algorithms_without_a_policy_gradient_measure_and_weigh_nothing(
+    models: Models, networks: Networks, rollout: Rollout
+) -> None:
+    batch = source(models, networks, OnlineDPOSettings(group_size=2), Elsewhere(rollout, 0.1)).batch(0)
     assert batch.weights is None and batch.metrics["sampler/logprob_gap"] == pytest.approx(0.1, abs=1e-4)
 
 
-def test_the_state_of_a_source_is_its_samplers(models: Models, rollout: Rollout) -> None:
-    made = source(models, GRPOSettings(group_size=2), Elsewhere(rollout, 0.1))
+def test_the_state_of_a_source_is_its_samplers(models: Models, networks: Networks, rollout: Rollout) -> None:
+    made = source(models, networks, GRPOSettings(group_size=2), Elsewhere(rollout, 0.1))
     state = made.state()
     made.restore({name: tensor + 2 for name, tensor in state.items()})
     assert {name: int(tensor) for name, tensor in made.state().items()} == {"random.sampler": 5}
+
+
+class Reading(Networks):
+    """Networks that count the rows they read."""
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__(policy, temperature=TEMPERATURE)
+        self.rows = 0
+
+    def forward(self, input_ids: Tensor, *given: Any) -> Any:
+        """What the networks say."""
+        self.rows += len(input_ids)
+        return super().forward(input_ids, *given)
+
+
+def test_what_the_sampler_says_is_taken_where_the_trainer_agrees(models: Models, networks: Networks) -> None:
+    reading = Reading(networks.policy)
+    own = source(models, reading, GRPOSettings(group_size=2), models.sampler)
+    batch = own.batch(0)
+    assert reading.rows == 2 and batch.metrics["sampler/reused"] == 1  # one group of three
+    assert batch.metrics["sampler/logprob_gap_max"] <= AGREEMENT
+    whole = reading(batch.input_ids, batch.attention_mask, batch.mask.shape[1]).logprobs
+    torch.testing.assert_close(batch.logprobs, whole.detach(), atol=AGREEMENT, rtol=0)
+
+
+def test_every_group_is_looked_at_in_its_turn(models: Models, networks: Networks, rollout: Rollout) -> None:
+    wrong = Elsewhere(rollout, 0.0)
+    wrong.on_policy, wrong.gap = True, torch.tensor([0, 0, 0, 0, 0.1, 0.1])[:, None]  # type: ignore[assignment]
+    reading = Reading(networks.policy)
+    own = source(models, reading, GRPOSettings(group_size=2), wrong)
+    own.drafts.stream.batch = lambda number, size: PROMPTS  # type: ignore[attr-defined]
+    reused = [own.batch(number).metrics["sampler/reused"] for number in range(3)]
+    assert reused == [1, 1, 0]
+
+
+def test_what_the_sampler_says_is_computed_anew_where_the_trainer_disagrees(
+    models: Models, networks: Networks, rollout: Rollout
+) -> None:
+    wrong = Elsewhere(rollout, 2 * AGREEMENT)
+    wrong.on_policy = True
+    reading = Reading(networks.policy)
+    batch = source(models, reading, GRPOSettings(group_size=2), wrong).batch(0)
+    assert reading.rows == 2 + 6 and batch.metrics["sampler/reused"] == 0
+    torch.testing.assert_close(batch.logprobs, rollout.logprobs, atol=1e-5, rtol=1e-5)
+    assert batch.metrics["sampler/logprob_gap_max"] == pytest.approx(2 * AGREEMENT, rel=0.1)
+
+
+def test_with_a_critic_every_row_is_read(models: Models, networks: Networks) -> None:
+    batch = source(models, networks, GRPOSettings(group_size=2), models.sampler).batch(0)
+    assert batch.metrics["sampler/reused"] == 0
 
 
 def test_scorers_are_told_which_responses_ended(rollout: Rollout, models: Models) -> None:

@@ -28,9 +28,10 @@ from components.rl.algorithm_settings import (
 )
 from components.rl.algorithms import build
 from components.rl.assembly import build_networks
+from components.rl.drafts import Models, drafted
 from components.rl.networks import Networks, SharedHead
 from components.rl.reference import FrozenReference
-from components.rl.rollout import Models, collect, rollout_metrics
+from components.rl.rollout import read, rollout_metrics
 from components.rl.settings import RLSettings
 from components.rl.types import Batch, Forward, Rollout
 from components.scoring import load_scorer
@@ -114,9 +115,9 @@ def owned(policy_folder: Path) -> Rollout:
     tokenizer, policy = load_tokenizer(policy_folder), load_policy(policy_folder)
     sampler = NativeSampler(policy, tokenizer.eos_token_id, Generation(max_new_tokens=4), seed=0)
     reference = FrozenReference(policy, "fp32")
-    models = Models(Networks(policy), reference, sampler, OwnerScorer(), None, tokenizer, "fp32")
+    models = Models(sampler, reference, OwnerScorer(), None, tokenizer, 1.0, "fp32")
     prompts = [(Message("user", text),) for text in ("say red", "a", "say seven three")]
-    return collect(models, prompts, group_size=2, max_prompt=64, micro=4)
+    return read(Networks(policy), drafted(models, prompts, group_size=2, max_prompt=64, micro=4), 4)[0]
 
 
 @pytest.mark.parametrize("settings", ONLINE[2:], ids=lambda settings: settings.name)

@@ -18,10 +18,9 @@ from components.records import Conversation, Message, Preference
 from components.rl.algorithm_settings import DPOSettings, PPOSettings, RLOOSettings
 from components.rl.algorithms.dpo import DPO
 from components.rl.assembly import build_networks
-from components.rl.networks import Networks
-from components.rl.pairs import PairSource, encode_pairs
+from components.rl.drafts import Models, drafted
+from components.rl.pairs import PairLogprobs, PairSource, encode_pairs
 from components.rl.reference import FrozenReference
-from components.rl.rollout import Models, collect
 from components.rl.settings import RLSettings
 from components.rl.stream import Stream
 from components.rl.types import Batch, Forward
@@ -37,6 +36,7 @@ class Remembering:
 
     def __init__(self) -> None:
         self.responses: list[Response] = []
+        self.metrics: dict[str, float] = {}
 
     def score(self, prompts: Sequence[Conversation], responses: Sequence[Response]) -> Tensor:
         """Zeros (B,)."""
@@ -49,14 +49,14 @@ def models_of(folder: Path, temperature: float = 1.0, **generation: Any) -> Mode
     tokenizer, policy = load_tokenizer(folder), load_policy(folder)
     settings = Generation(**({"max_new_tokens": 6, "temperature": temperature} | generation))
     sampler = NativeSampler(policy, tokenizer.eos_token_id, settings, seed=0)
-    networks, reference = Networks(policy, temperature=temperature), FrozenReference(load_policy(folder), "fp32")
-    return Models(networks, reference, sampler, Remembering(), None, tokenizer, "fp32")
+    reference = FrozenReference(load_policy(folder), "fp32")
+    return Models(sampler, reference, Remembering(), None, tokenizer, temperature, "fp32")
 
 
 def test_an_end_token_inside_a_prompt_reaches_the_trainer(policy_folder: Path) -> None:
     models = models_of(policy_folder)
     prompts = [TURNS, (Message("user", "a"),)]
-    rollout = collect(models, prompts, group_size=1, max_prompt=64, micro=8)
+    rollout = drafted(models, prompts, group_size=1, max_prompt=64, micro=8)
     filler = models.tokenizer.eos_token_id
     width = rollout.input_ids.shape[1] - rollout.mask.shape[1]
     for row, prompt in enumerate(prompts):
@@ -69,12 +69,12 @@ def test_an_end_token_inside_a_prompt_reaches_the_trainer(policy_folder: Path) -
 def test_what_is_scored_ends_at_the_first_end_token_and_so_does_what_is_learned(policy_folder: Path) -> None:
     models = models_of(policy_folder, max_new_tokens=8)
     models.sampler.ends = [-1]  # no token
-    endless = collect(models, [TURNS] * 12, group_size=1, max_prompt=64, micro=12)
+    endless = drafted(models, [TURNS] * 12, group_size=1, max_prompt=64, micro=12)
     sampled = endless.input_ids[:, -endless.mask.shape[1] :]
     eos = int(sampled[0, 2])  # a token that the policy does say becomes the one that ends
     models.sampler.ends, models.sampler.eos = [eos], eos
     models.sampler.generator.manual_seed(0)
-    rollout = collect(models, [TURNS] * 12, group_size=1, max_prompt=64, micro=12)
+    rollout = drafted(models, [TURNS] * 12, group_size=1, max_prompt=64, micro=12)
     scored = models.reward.responses[12:]  # type: ignore[attr-defined]
     assert 1 <= rollout.ended.sum() < 12
     for row, response in enumerate(scored):
@@ -83,7 +83,7 @@ def test_what_is_scored_ends_at_the_first_end_token_and_so_does_what_is_learned(
         assert list(response.ids) == expected and response.ended == (eos in whole)
         assert rollout.mask[row].sum() == len(expected)  # the end token's own log-probability is learned from
         if response.ended:
-            assert rollout.logprobs[row, len(expected) - 1] < 0
+            assert rollout.sampled_logprobs[row, len(expected) - 1] < 0
 
 
 @pytest.fixture
@@ -93,7 +93,9 @@ def pair_batch(policy_folder: Path) -> Batch:
     row = Preference("1", TURNS, "yes, red", "yes, blue it is", "helpful", None, None, "made")
     stream = Stream(encode_pairs([row], tokenizer, 64, 32), 0)
     reference = FrozenReference(load_policy(policy_folder), "fp32")
-    return PairSource(stream, reference, tokenizer, 1, 2).batch(0)
+    filler = tokenizer.eos_token_id
+    logprobs = PairLogprobs(reference, dict(enumerate(stream.rows)), filler, 2)
+    return PairSource(stream, logprobs, filler, 1).batch(0)
 
 
 def token_logprobs(folder: Path, prompt: list[int], response: list[int]) -> list[float]:
