@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from components.packed import Packed, Row, backbone, pack, rows_of
+from components.products import outer, product
 
 READABLE = ("gemma", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 """Architectures (config.model_type) whose logits are the output layer's product with the last hidden states and
@@ -119,7 +120,7 @@ class _Taken(torch.autograd.Function):
         parts, kept = list[Tokens](), None
         with torch.autocast(kind, enabled=False):
             for some, its_taken in zip(hidden.split(rows), taken.split(rows), strict=True):
-                kept = _log_softmax(some @ weight.T, temperature)
+                kept = _log_softmax(product(some, weight), temperature)
                 chosen = kept.gather(1, its_taken[:, None]).squeeze(1)
                 entropy = -torch.linalg.vecdot(kept.exp(), kept)
                 parts.append(Tokens(chosen, entropy, kept.argmax(1) == its_taken))
@@ -139,7 +140,7 @@ class _Taken(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), ctx.rows):
                 place = slice(start, start + ctx.rows)
-                logprobs = _log_softmax(hidden[place] @ weight.T, ctx.temperature) if kept is None else kept
+                logprobs = _log_softmax(product(hidden[place], weight), ctx.temperature) if kept is None else kept
                 into_logits = _into_logits(
                     logprobs,
                     taken[place],
@@ -149,9 +150,9 @@ class _Taken(torch.autograd.Function):
                 )
                 scaled = into_logits.div_(ctx.temperature).to(weight.dtype)
                 if into_hidden is not None:
-                    into_hidden[place] = scaled @ weight
+                    into_hidden[place] = product(scaled, weight.T)
                 if into_weight is not None:
-                    into_weight += scaled.T @ hidden[place]
+                    into_weight += outer(scaled, hidden[place])
         return None if into_hidden is None else into_hidden.to(ctx.dtypes[0]), into_weight, None, None
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from components.artifacts import LANGUAGE_MODELS, MEMBERS, ModelCard, read_json, write_manifest
 from components.errors import InputError
 from components.packed import Packed, backbone, pack, whole_rows
+from components.products import quicken
 from components.settings import Lora
 from components.tokens import Tokenizer, load_tokenizer, template_digest
 
@@ -189,12 +190,14 @@ def _load(auto_class: Any, folder: Path, dtype: str, **config: Any) -> Any:
     """from_pretrained on a local folder: safetensors only, no remote code."""
     _architectures(folder)
     try:
-        return auto_class.from_pretrained(
+        model = auto_class.from_pretrained(
             str(folder), dtype=TORCH_DTYPES[dtype], use_safetensors=True, trust_remote_code=False, **config
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{folder}: the model cannot be loaded ({reason}). Weights must be in safetensors.") from None
+    quicken(model)
+    return model
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -47,6 +47,8 @@ def untrained_llama(size: Size, tokenizer: Any, max_positions: int) -> Any:
     """A Llama with random weights for the tokenizer's vocabulary; tied embeddings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from components.products import quicken
+
     hidden, layers, heads, kv_heads, feed_forward = SIZES[size]
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -61,4 +63,6 @@ def untrained_llama(size: Size, tokenizer: Any, max_positions: int) -> Any:
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    quicken(model)
+    return model

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.generation.cache import KeyValueCache
+from components.generation.cache import KeyValueCache, attend
 from components.generation.dense import Dense, dense, join
 from components.generation.linear import Linear
 
@@ -79,14 +79,14 @@ class Llama:
         shape = (prompts, width, 2, self.kv_heads, self.size)
         kept = torch.empty((len(self.layers), *shape), dtype=self.dtype, device=self.device)
 
-        def attend(layer: int, queries: Tensor, keys_values: Tensor) -> Tensor:
+        def causally(layer: int, queries: Tensor, keys_values: Tensor) -> Tensor:
             kept[layer] = keys_values.view(shape)
             keys, values = kept[layer].permute(2, 0, 3, 1, 4)  # (P, K, T, D) each
             queries = queries.view(prompts, width, self.heads, self.size).transpose(1, 2)
             attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
             return attended.transpose(1, 2).reshape(prompts * width, -1)
 
-        hidden = self._blocks(ids.reshape(-1), self.turns[:width].repeat(prompts, 1), attend)
+        hidden = self._blocks(ids.reshape(-1), self.turns[:width].repeat(prompts, 1), causally)
         last = torch.arange(prompts, device=self.device) * width + lengths - 1
         return self._logits(hidden[last]), kept
 
@@ -96,14 +96,12 @@ class Llama:
         width, mask = cache.visible(lengths, self.dtype)
         places = cache.places(lengths)
 
-        def attend(layer: int, queries: Tensor, keys_values: Tensor) -> Tensor:
+        def from_cache(layer: int, queries: Tensor, keys_values: Tensor) -> Tensor:
             cache.append(layer, places, keys_values)
-            keys, values = cache.read(layer, rows, width)
-            # the query heads that share a key-value head stand where other attention has several queries
             queries = queries.view(rows, self.kv_heads, groups, self.size)
-            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).reshape(rows, -1)
+            return attend(queries, *cache.read(layer, rows, width), mask).reshape(rows, -1)
 
-        return self._logits(self._blocks(tokens, self.turns[lengths], attend))
+        return self._logits(self._blocks(tokens, self.turns[lengths], from_cache))
 
     def _read(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
