@@ -89,7 +89,8 @@ def build_source(
     assert not isinstance(algorithm, DPO)
     drafts = build_drafting(settings, algorithm.group_size, networks.policy, reference, tokenizer, data, reward, cost)
     size, micro = settings.prompts_per_rollout, settings.micro_batch_size
-    source = RolloutSource(drafts, networks, algorithm, size, micro, settings.max_weight)
+    sole = settings.epochs == 1 and size * algorithm.rows_per_prompt <= settings.minibatch_size
+    source = RolloutSource(drafts, networks, algorithm, size, micro, settings.max_weight, sole)
     return source, _batches(settings, len(drafts.stream.rows))
 
 

@@ -1,5 +1,6 @@
 """Rollouts: drafts that the networks under training have read, and what the algorithm makes of them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,24 +15,27 @@ from components.rl.importance import gap_metrics, importance_weights, weight_met
 from components.rl.networks import Networks, in_order, in_parts
 from components.rl.types import Algorithm, Batch, Rollout, micro_rows
 
-AGREEMENT = 1e-4
-"""Nats per token within which the sampler's log-probabilities are taken for the trainer's: more than other kernels
-make of the same sums in float32, and next to nothing in a ratio over hundreds of tokens."""
+AGREEMENT, LIKENESS = 1e-4, 0.1
+"""Nats per token within which the sampler's log-probabilities do for the trainer's. Where ratios are taken to them, no
+more than other kernels make of the same sums in float32, which is next to nothing over hundreds of tokens; where they
+only say how far the policy is from the reference, what bfloat16 makes of them too."""
 
 
-def read(networks: Networks, draft: Draft, micro: int, trusted: Tensor | None = None) -> tuple[Rollout, Metrics]:
+def read(
+    networks: Networks, draft: Draft, micro: int, trusted: Tensor | None = None, tolerance: float = AGREEMENT
+) -> tuple[Rollout, Metrics]:
     """The rollout that a draft becomes, and how far sampler and trainer are apart.
 
     The sampler's log-probabilities come from other kernels (a key-value cache, perhaps another engine), and an update's
     ratios must start at 1: so the old policy is what the trainer says it was. Where nothing else is wanted of the rows,
-    `trusted` names some to look at, and if the two agree on those, the trainer does not read the others.
+    `trusted` names some to look at, and if the two agree on those within `tolerance`, the others are not read.
     """
     networks.eval()
     if trusted is not None:
         logprobs = _forward(networks, draft, trusted, micro)["logprobs"]
         assert logprobs is not None
         gaps = gap_metrics(logprobs, draft.sampled_logprobs[trusted], draft.mask[trusted])
-        if gaps["sampler/logprob_gap_max"] <= AGREEMENT:
+        if gaps["sampler/logprob_gap_max"] <= tolerance:
             return _rollout(draft, logprobs=draft.sampled_logprobs), gaps | {"sampler/reused": 1.0}
     rollout = _rollout(draft, **_forward(networks, draft, torch.arange(len(draft.mask)), micro))
     return rollout, gap_metrics(rollout.logprobs, draft.sampled_logprobs, draft.mask) | {"sampler/reused": 0.0}
@@ -96,37 +100,53 @@ class RolloutSource:
     """What the algorithm makes of rollouts."""
 
     def __init__(
-        self, drafts: Drafts, networks: Networks, algorithm: Algorithm, size: int, micro: int, max_weight: float
+        self,
+        drafts: Drafts,
+        networks: Networks,
+        algorithm: Algorithm,
+        size: int,
+        micro: int,
+        max_weight: float,
+        sole_update: bool = False,
     ) -> None:
-        """`size` prompts a rollout; `micro` rows of full length are read at once, or as many as take no more room."""
+        """`size` prompts a rollout; `micro` rows of full length are read at once, or as many as take no more room.
+
+        With a `sole_update` on each rollout, the old policy's log-probabilities are those of its own forward pass.
+        """
         self.drafts, self.networks, self.algorithm = drafts, networks, algorithm
         self.micro, self.max_weight = micro, max_weight
         self.rows_per_batch = size * algorithm.rows_per_prompt
+        self.weighs = algorithm.ratio is not None and not drafts.on_policy
+        self.compares = algorithm.ratio is not None and not sole_update
 
     def batch(self, number: int) -> Batch:
         """What rollout `number` (0-based) teaches, and what it says of the policy."""
         draft = self.drafts.draft(number)
-        rollout, mismatch = read(self.networks, draft, self.micro, self._trusted(draft, number))
-        if not self.drafts.on_policy:
+        tolerance = AGREEMENT if self.compares else LIKENESS
+        rollout, mismatch = read(self.networks, draft, self.micro, self._trusted(draft, number), tolerance)
+        if self.weighs:
             rollout, mismatch = self._weighted(rollout, draft, mismatch)
         batch = self.algorithm.targets(rollout)
         counts = {"rollout/samples": float(len(rollout.mask)), "rollout/tokens": float(rollout.mask.sum())}
         batch.metrics.update(mismatch | rollout_metrics(rollout) | counts | draft.metrics)
         if rollout.costs is not None:
             batch.scatter.extend(zip(rollout.scores.tolist(), rollout.costs.tolist(), strict=True))
-        return batch
+        if self.compares:
+            return batch
+        if self.drafts.on_policy:
+            batch.metrics["policy/first_ratio_gap"] = math.expm1(mismatch["sampler/logprob_gap_max"])
+        return replace(batch, logprobs=None)
 
     def _trusted(self, draft: Draft, number: int) -> Tensor | None:
-        """The rows that speak for all, where the policy itself sampled: a group, another one in every rollout."""
-        if not self.drafts.on_policy or self.networks.has_critics:
+        """The rows that speak for all: a group, another in every rollout; none where each has to be read anyway."""
+        if self.weighs or self.networks.has_critics:
             return None
         groups = len(draft.mask) // draft.group_size
         return torch.arange(draft.group_size) + number % groups * draft.group_size
 
     def _weighted(self, rollout: Rollout, draft: Draft, metrics: Metrics) -> tuple[Rollout, Metrics]:
-        """The rollout with importance weights, where the algorithm's objective is an expectation."""
-        if self.algorithm.ratio is None:
-            return rollout, metrics
+        """The rollout with the importance weights of what another policy sampled."""
+        assert self.algorithm.ratio is not None
         given = rollout.logprobs, draft.sampled_logprobs, rollout.mask
         weights = importance_weights(*given, self.algorithm.ratio, self.max_weight)
         return replace(rollout, weights=weights), metrics | weight_metrics(weights, rollout.mask, self.max_weight)

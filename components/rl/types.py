@@ -55,7 +55,7 @@ class Batch:
     attention_mask: Tensor
     mask: Tensor
     logprobs: Tensor | None = None
-    """(B, R) when the batch was sampled; absent for labelled pairs."""
+    """(B, R) of the policy before the updates, where more than one is to be compared with it."""
     ref_logprobs: Tensor | None = None
     advantages: Tensor | None = None
     """(B, R) or, where an algorithm weighs whole responses, (B,)."""
@@ -81,6 +81,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def old_logprobs(self, forward: "Forward") -> Tensor:
+        """(B, R) of the policy before the updates; before the only one, those of its own forward pass."""
+        return forward.logprobs.detach() if self.logprobs is None else self.logprobs
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by field name."""

@@ -20,7 +20,7 @@ from components.rl.algorithm_settings import AlgorithmSettings, GRPOSettings, On
 from components.rl.drafts import Draft, Drafting, Models, drafted
 from components.rl.networks import Networks
 from components.rl.reference import FrozenReference
-from components.rl.rollout import AGREEMENT, RolloutSource, read, rollout_metrics
+from components.rl.rollout import AGREEMENT, LIKENESS, RolloutSource, read, rollout_metrics
 from components.rl.stream import Stream
 from components.rl.types import Rollout
 from components.settings import Generation
@@ -155,14 +155,16 @@ class Elsewhere(Replay):
         self.place = state
 
 
-def source(models: Models, networks: Networks, settings: AlgorithmSettings, sampler: Any) -> RolloutSource:
+def source(
+    models: Models, networks: Networks, settings: AlgorithmSettings, sampler: Any, sole_update: bool = False
+) -> RolloutSource:
     algorithm = algorithms.build(settings, lambda tensor: tensor, 5)
     assert hasattr(algorithm, "targets")
     given = Models(**(vars(models) | {"sampler": sampler}))
     stream = Stream(PROMPTS, 0)
     stream._order = lambda _: [0, 1, 2]  # type: ignore[assignment]  # that of the rollout
     drafts = Drafting(given, stream, len(PROMPTS), 2, 64, 4)
-    return RolloutSource(drafts, networks, algorithm, len(PROMPTS), 4, max_weight=1.2)
+    return RolloutSource(drafts, networks, algorithm, len(PROMPTS), 4, 1.2, sole_update)
 
 
 def test_what_another_engine_sampled_is_weighted(models: Models, networks: Networks, rollout: Rollout) -> None:
@@ -244,6 +246,36 @@ def test_what_the_sampler_says_is_computed_anew_where_the_trainer_disagrees(
     assert reading.rows == 2 + 6 and batch.metrics["sampler/reused"] == 0
     torch.testing.assert_close(batch.logprobs, rollout.logprobs, atol=1e-5, rtol=1e-5)
     assert batch.metrics["sampler/logprob_gap_max"] == pytest.approx(2 * AGREEMENT, rel=0.1)
+
+
+def test_before_the_only_update_the_old_policy_is_its_own_forward_pass(
+    models: Models, networks: Networks, rollout: Rollout
+) -> None:
+    bfloat16 = Elsewhere(rollout, 0.9 * LIKENESS)
+    bfloat16.on_policy = True
+    reading = Reading(networks.policy)
+    own = source(models, reading, GRPOSettings(group_size=2), bfloat16, sole_update=True)
+    batch = own.batch(0)
+    assert batch.logprobs is None and reading.rows == 2 and batch.metrics["sampler/reused"] == 1
+    ratio = math.exp(0.9 * LIKENESS)  # what sampler and trainer would make of it
+    assert batch.metrics["policy/first_ratio_gap"] == pytest.approx(ratio - 1, rel=1e-3)
+    forward = reading(batch.input_ids, batch.attention_mask, batch.mask.shape[1])
+    assert torch.equal(batch.old_logprobs(forward), forward.logprobs.detach())
+    assert not batch.old_logprobs(forward).requires_grad
+    _, means = own.algorithm.loss(batch, forward)
+    assert means["policy/ratio"][0] == means["policy/ratio"][1]  # 1 for every token
+    again = source(models, reading, GRPOSettings(group_size=2), bfloat16).batch(0)
+    assert again.logprobs is not None and torch.equal(again.old_logprobs(forward), again.logprobs)
+
+
+def test_the_distance_to_the_reference_is_the_trainers_where_the_sampler_is_far_off(
+    models: Models, networks: Networks, rollout: Rollout
+) -> None:
+    wrong = Elsewhere(rollout, 2 * LIKENESS)
+    wrong.on_policy = True
+    batch = source(models, Reading(networks.policy), GRPOSettings(group_size=2), wrong, sole_update=True).batch(0)
+    assert batch.metrics["sampler/reused"] == 0
+    assert batch.metrics["rollout/kl_k1"] == pytest.approx(0, abs=1e-4)
 
 
 def test_with_a_critic_every_row_is_read(models: Models, networks: Networks) -> None:

@@ -118,9 +118,9 @@ def gaps(course: Course) -> list[float]:
 def test_every_rollout_is_of_the_weights_that_learn_from_it_and_a_stale_one_shows(
     run_of: Any, tmp_path: Path
 ) -> None:
-    run = run_of(RLOOSettings())
+    run = run_of(RLOOSettings(), epochs=2)
     assert max(gaps(run.train(tmp_path, run.source))) < 1e-4
-    run = run_of(RLOOSettings())
+    run = run_of(RLOOSettings(), epochs=2)
     first, *stale = gaps(run.train(tmp_path, Stale(run.source)))
     assert first < 1e-4 and min(stale) > 0.01
 

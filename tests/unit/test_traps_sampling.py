@@ -68,6 +68,7 @@ def run_of(data_folder: Path, policy_folder: Path, reward_folder: Path, cost_fol
                 "algorithm": algorithm,
                 "prompts_per_rollout": 6,
                 "micro_batch_size": 5,
+                "epochs": 2,  # so that ratios are taken to what the batch holds
                 "generation": Generation(max_new_tokens=5, max_prompt_tokens=24, temperature=0.7),
                 "compute": Compute(dtype="fp32"),
                 **fields,
@@ -98,6 +99,7 @@ def test_every_algorithm_starts_at_ratio_one(run_of: Any, algorithm: Any, rank: 
     run = run_of(algorithm, lora=Lora(rank=rank))
     batch = run.source.batch(0)
     assert len(batch) > 0 and batch.mask.sum() >= 10
+    assert (batch.logprobs is None) == (run.algorithm.ratio is None)
     assert ratio_gap(batch, first_forward(run.networks, batch)) < 1e-4
     assert batch.metrics["rollout/kl_k3"] < 1e-5  # the reference is read at the policy's temperature
 

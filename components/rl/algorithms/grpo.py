@@ -57,12 +57,12 @@ class GRPO:
 
     def loss(self, batch: Batch, forward: Forward) -> tuple[Tensor, Means]:
         """The clipped objective and the KL to the reference, summed."""
-        assert batch.logprobs is not None and batch.advantages is not None and batch.ref_logprobs is not None
+        assert batch.advantages is not None and batch.ref_logprobs is not None
         settings = self.settings
         weights = loss_weights(batch.mask, settings.normalization)
         policy = clipped_policy_loss(
             forward.logprobs,
-            batch.logprobs,
+            batch.old_logprobs(forward),
             batch.advantages,
             batch.mask,
             settings.clip,

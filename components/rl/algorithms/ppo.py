@@ -66,12 +66,12 @@ class PPO:
     def loss(self, batch: Batch, forward: Forward) -> tuple[Tensor, Means]:
         """The policy's and the critic's loss, summed."""
         assert forward.values is not None and batch.values is not None and batch.returns is not None
-        assert batch.logprobs is not None and batch.advantages is not None
+        assert batch.advantages is not None
         settings = self.settings
         weights = loss_weights(batch.mask, settings.normalization)
         policy = clipped_policy_loss(
             forward.logprobs,
-            batch.logprobs,
+            batch.old_logprobs(forward),
             batch.advantages,
             batch.mask,
             settings.clip,

@@ -53,11 +53,11 @@ class RLOO:
 
     def loss(self, batch: Batch, forward: Forward) -> tuple[Tensor, Means]:
         """The clipped objective of whole responses, summed over them."""
-        assert batch.logprobs is not None and batch.advantages is not None
+        assert batch.advantages is not None
         rows = self.terms(batch)
         policy = clipped_policy_loss(
             sequence_sums(forward.logprobs, batch.mask),
-            sequence_sums(batch.logprobs, batch.mask),
+            sequence_sums(batch.old_logprobs(forward), batch.mask),
             batch.advantages,
             torch.ones_like(batch.advantages, dtype=torch.bool),
             self.settings.clip,
