@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from components import attention
+from components.attention import Shared
+
 SHARING = ("gemma", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 """Architectures (config.model_type) whose attention takes a mask of our own; tests compare each with rows alone."""
 TOKEN_PAIRS = 4
@@ -64,10 +67,15 @@ class Packed:
     taken: Tensor
     """(N,): the ids of the response tokens, row after row."""
 
+    shared: Shared | None
+    """The same as the mask, where the model's attention goes by it."""
+
     def inputs(self) -> dict[str, Any]:
         """Arguments for the forward pass of a Hugging Face model."""
         masks = {"attention_mask": self.attention_mask, "position_ids": self.position_ids}
-        return {"input_ids": self.input_ids, "use_cache": False} | (masks if self.attention_mask is not None else {})
+        plan = {} if self.shared is None else {"shared": self.shared}
+        alone = {"input_ids": self.input_ids, "use_cache": False}
+        return alone if self.attention_mask is None else alone | masks | plan
 
 
 def pack(model: Any, rows: Sequence[Row]) -> Packed:
@@ -79,8 +87,13 @@ def pack(model: Any, rows: Sequence[Row]) -> Packed:
     shared = list(groups.values())
     device = next(model.parameters()).device
     worth = token_pairs(model, max(len(row.prompt) + len(row.response) for row in rows))
-    pays = worth and len(shared) < len(rows) and _work(rows, shared, worth) < _work(rows, alone, worth)
-    return _laid_out(rows, shared if pays else alone, device)
+    if not worth or len(shared) == len(rows):
+        return _laid_out(rows, alone, device)
+    planned = attention.pays(model.config, device, *_parts(rows, shared))
+    pairs = attention.pairs(*_parts(rows, shared)) if planned else None
+    if _work(rows, shared, worth, pairs) >= _work(rows, alone, worth):
+        return _laid_out(rows, alone, device)
+    return _laid_out(rows, shared, device, planned)
 
 
 def token_pairs(model: Any, longest: int) -> int:
@@ -94,18 +107,26 @@ def token_pairs(model: Any, longest: int) -> int:
     return TOKEN_PAIRS * int(config.hidden_size)
 
 
-def _work(rows: Sequence[Row], groups: Sequence[Sequence[int]], worth: int) -> int:
-    """The work of reading the rows so grouped, in pairs of attention."""
+def _work(rows: Sequence[Row], groups: Sequence[Sequence[int]], worth: int, pairs: int | None = None) -> int:
+    """The work of reading the rows so grouped, in pairs of attention; `pairs` of them, or all that a mask has."""
     longest = max(_length(rows, group) for group in groups)
-    return len(groups) * longest * (worth + longest)
+    return len(groups) * longest * worth + (len(groups) * longest * longest if pairs is None else pairs)
+
+
+def _parts(rows: Sequence[Row], groups: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """For each group the tokens of its prompt, and those of each response."""
+    prompts = [len(rows[group[0]].prompt) for group in groups]
+    return prompts, [[len(rows[number].response) for number in group] for group in groups]
 
 
 def _length(rows: Sequence[Row], group: Sequence[int]) -> int:
     return len(rows[group[0]].prompt) + sum(len(rows[number].response) for number in group)
 
 
-def _laid_out(rows: Sequence[Row], groups: Sequence[Sequence[int]], device: torch.device) -> Packed:
-    """The rows of each group as one sequence."""
+def _laid_out(
+    rows: Sequence[Row], groups: Sequence[Sequence[int]], device: torch.device, planned: bool = False
+) -> Packed:
+    """The rows of each group as one sequence; `planned` where attention goes by more than a mask."""
     width = max(_length(rows, group) for group in groups)
     ids = torch.zeros(len(groups), width, dtype=torch.long)
     positions, part = torch.zeros_like(ids), torch.full_like(ids, -1)  # part: 0 prompt, n the nth response
@@ -129,6 +150,7 @@ def _laid_out(rows: Sequence[Row], groups: Sequence[Sequence[int]], device: torc
         torch.tensor(ends, device=device),
         torch.tensor([place for places in before for place in places], dtype=torch.long, device=device),
         torch.tensor([token for row in rows for token in row.response], dtype=torch.long, device=device),
+        attention.shared(*_parts(rows, groups), width, device) if planned else None,
     )
 
 

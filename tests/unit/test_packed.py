@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from components import packed
+from components import attention, packed
 from components.logprobs import token_logprobs
 from components.models import load_policy, load_scalar
 from components.packed import SHARING, Row, pack, rows_of, token_pairs, whole_rows
@@ -55,10 +55,15 @@ def _backward(model: Any, loss: Tensor) -> list[Any]:
     return [p for p in model.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("kind", SHARING)
+@pytest.mark.parametrize("kind", [*SHARING, *(f"{kind} by mask" for kind in attention.KINDS)])
 def test_rows_that_share_a_prompt_are_as_they_are_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, _, by_mask = kind.partition(" ")
     model = tiny(kind)
-    assert len(pack(model, GROUPS).input_ids) == 2  # sequences: one a prompt
+    if by_mask:
+        monkeypatch.setattr(attention, "SCORES", 0)
+    rows = pack(model, GROUPS)
+    assert len(rows.input_ids) == 2  # sequences: one a prompt
+    assert (rows.shared is not None) == (kind in attention.KINDS and not by_mask)
     shared, gradients = results(model, GROUPS)
     gradients = [gradient.clone() for gradient in gradients]
     monkeypatch.setattr(packed, "SHARING", ())
@@ -99,13 +104,17 @@ def test_rows_alone_need_no_mask_and_are_padded_right() -> None:
     assert (made.ends.tolist(), made.before.tolist(), made.taken.tolist()) == ([2, 7], [1, 4, 5, 6], [7, 9, 10, 11])
 
 
-def test_prompts_are_shared_where_that_is_less_work() -> None:
+def test_prompts_are_shared_where_that_is_less_work(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")  # a token is worth 4 * 16 = 64 pairs
     assert token_pairs(model, 100) == 64
     # alone 2 * (20 + 1) * (64 + 21) = 3570, shared 22 * (64 + 22) = 1892
     assert len(pack(model, [Row(LONG[:20], [1]), Row(LONG[:20], [2])]).input_ids) == 1
-    # alone 2 * 41 * (64 + 41) = 8610, shared 81 * (64 + 81) = 11745
-    assert len(pack(model, [Row([5], LONG + LONG[:10]), Row([5], LONG + LONG[10:20])]).input_ids) == 2
+    # alone 2 * 41 * (64 + 41) = 8610, shared 81 * 64 + 1 + 2 * 40 * 41 = 8465
+    rows = [Row([5], LONG + LONG[:10]), Row([5], LONG + LONG[10:20])]
+    assert len(pack(model, rows).input_ids) == 1
+    monkeypatch.setattr(attention, "SCORES", 0)
+    # by mask 81 * (64 + 81) = 11745
+    assert len(pack(model, rows).input_ids) == 2
 
 
 def test_attention_that_takes_no_mask_of_ours_reads_rows_alone() -> None:
