@@ -20,6 +20,7 @@ import torch
 
 from components import tracking
 from components.artifacts import read_json
+from components.phases import ResidentMemory
 from components.reward import step as reward
 from components.reward.settings import RewardSettings
 from components.rl import step as rl
@@ -64,7 +65,11 @@ def measure(task: Task) -> Measurement:
         watch.lengths += [metrics["rollout/length"]] if "rollout/length" in metrics else []
         return log_metrics(metrics, update)
 
-    with TemporaryDirectory(prefix="plumbline-") as scratch, patch.object(tracking, "log_metrics", logged):
+    with (
+        TemporaryDirectory(prefix="plumbline-") as scratch,
+        patch.object(tracking, "log_metrics", logged),
+        patch.object(ResidentMemory, "peak", side_effect=OSError),  # or phases would start over the peak that we read
+    ):
         run(task, Path(scratch) / "model")
     return watch.result(task, torch.get_num_threads())
 

@@ -1,12 +1,14 @@
 """Decoding with Hugging Face's `generate`, for architectures that the fast forward pass does not know."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from components.generation.transcript import Transcript
+from components.phases import Phases
 from components.tokens import pad
 
 FILLER = 0
@@ -21,6 +23,7 @@ def generate(
     ends: Sequence[int],
     batch_size: int,
     finished: Callable[[int], None],
+    phases: Phases,
 ) -> None:
     """Fill the transcript with `k` responses to each prompt, `batch_size` rows at once, shortest prompts first.
 
@@ -39,12 +42,14 @@ def generate(
         for start in range(0, len(rows), batch_size):
             chosen = rows[start : start + batch_size]
             ids, mask = (tensor.to(device) for tensor in pad([prompts[row // k] for row in chosen], FILLER, "left"))
-            base.generate(
-                ids,
-                attention_mask=mask.long(),
-                generation_config=GenerationConfig(max_new_tokens=transcript.length, **plain),
-                logits_processor=[_Dictate(transcript, torch.tensor(chosen, device=device))],
-            )
+            with ExitStack() as reading:
+                reading.enter_context(phases.phase("prefill", int(mask.sum())))
+                base.generate(
+                    ids,
+                    attention_mask=mask.long(),
+                    generation_config=GenerationConfig(max_new_tokens=transcript.length, **plain),
+                    logits_processor=[_Dictate(transcript, torch.tensor(chosen, device=device), reading.close)],
+                )
             finished(len(chosen))
     finally:
         base.generation_config = own
@@ -53,11 +58,13 @@ def generate(
 class _Dictate:
     """A logits processor that leaves `generate`, which takes the likeliest token, the transcript's choice alone."""
 
-    def __init__(self, transcript: Transcript, rows: Tensor) -> None:
-        self.transcript, self.rows = transcript, rows
+    def __init__(self, transcript: Transcript, rows: Tensor, begin: Callable[[], None]) -> None:
+        """`begin` is called when the prompts have been read, and at every later token again."""
+        self.transcript, self.rows, self.begin = transcript, rows, begin
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (B, V) in which only the chosen token is finite; rows that are over keep theirs."""
+        self.begin()
         going = (~self.transcript.over(self.rows)).nonzero().squeeze(1)
         if not len(going):  # `generate` may look for the end a step late
             return scores

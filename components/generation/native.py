@@ -20,6 +20,7 @@ from components.generation.llama import Llama
 from components.generation.slots import Slots, WaitingList
 from components.generation.transcript import Transcript
 from components.models import end_ids
+from components.phases import Phases
 from components.settings import Generation
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,10 @@ class NativeSampler:
 
     on_policy = True
 
-    def __init__(self, model: Any, eos_token_id: int, generation: Generation, seed: int) -> None:
+    def __init__(
+        self, model: Any, eos_token_id: int, generation: Generation, seed: int, phases: Phases | None = None
+    ) -> None:
+        self.phases = phases or Phases()
         self.model, self.eos, self.generation = model, eos_token_id, generation
         self.ends = end_ids(model, eos_token_id)
         self.generator = torch.Generator().manual_seed(seed)
@@ -59,10 +63,13 @@ class NativeSampler:
         was_training = self.model.training
         self.model.eval()
         try:
-            self._fill(transcript, prompts, k, finished)
+            with self.phases.phase("decode"):
+                self._fill(transcript, prompts, k, finished)
         finally:
             self.model.train(was_training)
-        return transcript.samples()
+        samples = transcript.samples()
+        self.phases.count("decode", int(samples.mask.sum()))
+        return samples
 
     def draw(self, rows: int) -> Tensor:
         """Uniform numbers (rows, max_new_tokens) in [0, 1): all that is random about the rows."""
@@ -74,12 +81,13 @@ class NativeSampler:
         at_once = min(self.generation.batch_size, transcript.num_rows)
         if not is_known(self.model):
             _say_unknown(type(self.model).__name__)
-            generate(self.model, prompts, k, transcript, self.ends, at_once, finished)
+            generate(self.model, prompts, k, transcript, self.ends, at_once, finished, self.phases)
             return
         positions, dtype = max(map(len, prompts)) + transcript.length, _matrix_dtype(self.model)
         with torch.autocast(self.model.device.type, enabled=False):  # from here on dtypes are stated
-            llama = Llama(self.model, positions, dtype)
-            Slots(llama, WaitingList(llama, prompts, k), transcript, at_once, finished).run()
+            with self.phases.phase("weights"):
+                llama = Llama(self.model, positions, dtype)
+            Slots(llama, WaitingList(llama, prompts, k, self.phases), transcript, at_once, finished).run()
 
 
 def _matrix_dtype(model: Any) -> torch.dtype:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from components.generation.llama import Llama
 from components.generation.transcript import Transcript
+from components.phases import Phases
 from components.tokens import pad
 
 PREFILL_TOKENS = 1024
@@ -32,8 +33,8 @@ class Prompted:
 class WaitingList:
     """Rows that have no slot yet, shortest prompts first; each prompt is read once for all of its `k` rows."""
 
-    def __init__(self, llama: Llama, prompts: Sequence[Sequence[int]], k: int) -> None:
-        self._llama, self._prompts, self._k = llama, prompts, k
+    def __init__(self, llama: Llama, prompts: Sequence[Sequence[int]], k: int, phases: Phases) -> None:
+        self._llama, self._prompts, self._k, self._phases = llama, prompts, k, phases
         self._unread = deque(sorted(range(len(prompts)), key=lambda index: len(prompts[index])))
         self._read: deque[Prompted] = deque()
 
@@ -53,7 +54,8 @@ class WaitingList:
         while self._unread and (len(chosen) + 1) * len(self._prompts[self._unread[0]]) <= PREFILL_TOKENS:
             chosen.append(self._unread.popleft())
         ids, mask = (tensor.to(self._llama.device) for tensor in pad([self._prompts[index] for index in chosen], 0))
-        logits, keys_values = self._llama.prefill(ids, mask.sum(1))
+        with self._phases.phase("prefill", sum(len(self._prompts[index]) for index in chosen)):
+            logits, keys_values = self._llama.prefill(ids, mask.sum(1))
         for place, prompt in enumerate(chosen):
             own = keys_values[:, place, : len(self._prompts[prompt])]
             self._read += [Prompted(prompt * self._k + sample, own, logits[place]) for sample in range(self._k)]

@@ -10,7 +10,6 @@ Shapes: B rows (prompt-major), R response tokens.
 
 import hashlib
 import logging
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from components.generation.completions import SLACK, Completion, completions, pr
 from components.generation.weights import shared_weights
 from components.logprobs import response_logprobs
 from components.models import end_ids
+from components.phases import Phases
 from components.settings import Generation, VllmSamplerSettings
 from components.tokens import pad
 
@@ -57,11 +57,17 @@ class VllmSampler:
     on_policy = False
 
     def __init__(
-        self, settings: VllmSamplerSettings, policy: Any, eos_token_id: int, generation: Generation, seed: int
+        self,
+        settings: VllmSamplerSettings,
+        policy: Any,
+        eos_token_id: int,
+        generation: Generation,
+        seed: int,
+        phases: Phases | None = None,
     ) -> None:
         """Raises InputError when the server is absent, or is none that this sampler can use."""
         self.settings, self.policy, self.generation, self.seed = settings, policy, generation, seed
-        self.eos, self.ends = eos_token_id, end_ids(policy, eos_token_id)
+        self.eos, self.ends, self.phases = eos_token_id, end_ids(policy, eos_token_id), phases or Phases()
         self.endpoint = Endpoint(settings, KEY)
         self.number = 0
         """Batches sampled so far."""
@@ -75,21 +81,19 @@ class VllmSampler:
 
         Raises InputError when the server fails, computes another model, answers in another form, or lost the weights.
         """
-        version, started = f"{self._run}-{self.number}", time.monotonic()
-        with self.endpoint.client() as client:
-            self._publish(client, version)
-            published = time.monotonic()
+        version = f"{self._run}-{self.number}"
+        with self.endpoint.client() as client, self.phases.phase("decode"):
+            with self.phases.phase("weights"):
+                self._publish(client, version)
             self._refuse_another_model(client, prompts[0])
             requests = [self._request(prompt, row, k) for row, prompt in enumerate(prompts)]
             found = in_threads(lambda request: self._complete(client, request), requests, self.settings.concurrency)
             self._refuse_other_weights(client, version)
-        self.metrics = {
-            "sampler/version": float(self.number),
-            "perf/weights_s": published - started,
-            "perf/sampling_s": time.monotonic() - published,
-        }
+        self.metrics = {"sampler/version": float(self.number)}
         self.number += 1
-        return self._samples([completion for group in found for completion in group])
+        samples = self._samples([completion for group in found for completion in group])
+        self.phases.count("decode", int(samples.mask.sum()))
+        return samples
 
     def state(self) -> Tensor:
         """How many batches were sampled: the seeds of the requests follow from it."""

@@ -10,6 +10,7 @@ from components.errors import InputError
 from components.generation import PolicySampler
 from components.generation.native import NativeSampler
 from components.models import ScalarModel, device, load_policy, load_scalar, scalar_from_policy, with_lora
+from components.phases import Phases
 from components.rl.algorithm_settings import DPOSettings
 from components.rl.algorithms.dpo import DPO
 from components.rl.drafts import Drafting, Models
@@ -76,21 +77,23 @@ def build_source(
     reward: Path | None,
     cost: Path | None,
     output: Path | None = None,
+    phases: Phases | None = None,
 ) -> tuple[Source, int]:
-    """Where batches come from, and how many there are to be.
+    """Where batches come from, and how many there are to be; `phases` times their making.
 
     What the reference says of labelled pairs is kept where the checkpoints of `output` are. Raises InputError when
     there are no training prompts (for dpo, no training pairs).
     """
-    reference = build_reference(settings, networks, policy)
+    reference, phases = build_reference(settings, networks, policy), phases or Phases()
     if isinstance(settings.algorithm, DPOSettings):
-        pairs = _pair_source(settings, settings.algorithm, reference, tokenizer, data, policy, output)
+        pairs = _pair_source(settings, settings.algorithm, reference, tokenizer, data, policy, output, phases)
         return pairs, _batches(settings, len(pairs.stream.rows))
     assert not isinstance(algorithm, DPO)
-    drafts = build_drafting(settings, algorithm.group_size, networks.policy, reference, tokenizer, data, reward, cost)
+    models = networks.policy, reference, tokenizer
+    drafts = build_drafting(settings, algorithm.group_size, *models, data, reward, cost, phases)
     size, micro = settings.prompts_per_rollout, settings.micro_batch_size
     sole = settings.epochs == 1 and size * algorithm.rows_per_prompt <= settings.minibatch_size
-    source = RolloutSource(drafts, networks, algorithm, size, micro, settings.max_weight, sole)
+    source = RolloutSource(drafts, networks, algorithm, size, micro, settings.max_weight, sole, phases)
     return source, _batches(settings, len(drafts.stream.rows))
 
 
@@ -103,19 +106,24 @@ def build_drafting(
     data: Path,
     reward: Path | None,
     cost: Path | None,
+    phases: Phases,
 ) -> Drafting:
-    """What makes drafts with the policy, in this process. Raises InputError when there are no training prompts."""
+    """What makes drafts with the policy, in this process; `phases` times it.
+
+    Raises InputError when there are no training prompts.
+    """
     prompts = [row.prompt for row in DataDir(data).prompts("train")]
     if not prompts:
         raise InputError(f"{data}: no training prompts; give preprocess.prompts a source.")
     models = Models(
-        build_sampler(settings, policy, tokenizer),
+        build_sampler(settings, policy, tokenizer, phases),
         reference,
         build_scorer(settings.reward_scorer, reward, "reward"),
         build_scorer(settings.cost_scorer, cost, "cost") if "cost" in settings.teachers else None,
         tokenizer,
         settings.generation.temperature,
         settings.compute.dtype,
+        phases,
     )
     generation, micro = settings.generation, settings.micro_batch_size
     stream = Stream(prompts, settings.seed)
@@ -128,9 +136,14 @@ def _batches(settings: RLSettings, rows: int) -> int:
     return settings.rollouts if passes is None else math.ceil(passes * rows / settings.prompts_per_rollout)
 
 
-def build_sampler(settings: RLSettings, policy: Any, tokenizer: Tokenizer) -> PolicySampler:
-    """What samples from the policy, as `rl.sampler` says. Raises InputError when its server cannot be used."""
-    given = policy, tokenizer.eos_token_id, settings.generation, settings.seed
+def build_sampler(
+    settings: RLSettings, policy: Any, tokenizer: Tokenizer, phases: Phases | None = None
+) -> PolicySampler:
+    """What samples from the policy, as `rl.sampler` says; `phases` times it.
+
+    Raises InputError when its server cannot be used.
+    """
+    given = policy, tokenizer.eos_token_id, settings.generation, settings.seed, phases
     if isinstance(settings.sampler, NativeSamplerSettings):
         return NativeSampler(*given)
     from components.generation.vllm import VllmSampler
@@ -146,6 +159,7 @@ def _pair_source(
     data: Path,
     policy: Path,
     output: Path | None,
+    phases: Phases,
 ) -> PairSource:
     rows = [row for row in DataDir(data).preferences("train") if row.dimension in algorithm.dimensions]
     if not rows:
@@ -161,5 +175,5 @@ def _pair_source(
     about = {"pairs": pairs_digest(some.values()), "dtype": settings.compute.dtype}
     kept = None if output is None else Checkpoints.of("reference", about, {"policy": policy}, output, every=0)
     filler = tokenizer.eos_token_id
-    logprobs = PairLogprobs(reference, some, filler, settings.micro_batch_size, kept)
+    logprobs = PairLogprobs(reference, some, filler, settings.micro_batch_size, kept, phases)
     return PairSource(stream, logprobs, filler, settings.prompts_per_rollout)

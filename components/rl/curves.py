@@ -91,6 +91,22 @@ def draw_constraint(
     return plots
 
 
+def over_rollouts(axes: "Axes", history: History, unit: str, marks: Sequence[int]) -> None:
+    """The axes of something over rollouts; ticks on the lower edge where there was an alert."""
+    from matplotlib.ticker import MaxNLocator
+
+    first, last = history[0][0], history[-1][0]
+    margin = 0.02 * max(1, last - first)
+    axes.set_xlim(first - margin, last + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("rollout")
+    axes.set_ylabel(unit)
+    edge = axes.get_xaxis_transform()
+    heights = [0.0] * len(marks)
+    triangles = axes.scatter(marks, heights, 49, RED, marker="^", clip_on=False, zorder=5, transform=edge)
+    triangles.set_in_layout(False)  # the panel stays as it is without alerts
+
+
 def _series(history: History, metric: str) -> list[tuple[int, float]]:
     """The metric where it was logged and is a finite number."""
     return [(number, row[metric]) for number, row in history if metric in row and abs(row[metric]) < float("inf")]
@@ -103,7 +119,7 @@ def _panel(curve: Curve, history: History, marks: Sequence[int]) -> Plot:
     for (label, series), colour in zip(drawn.items(), COLOURS, strict=False):
         _line(axes, series, colour, label)
     axes.set_title(curve.title, loc="left", fontsize=11)
-    _over_rollouts(axes, history, curve.unit, marks)
+    over_rollouts(axes, history, curve.unit, marks)
     if len(drawn) > 1:
         axes.legend()
     return finished(figure, f"{curve.title} ({curve.unit}): {_told(drawn)}")
@@ -122,7 +138,7 @@ def _mean_cost(history: History, share: bool, marks: Sequence[int]) -> Plot:
     if limit := _series(history, "cost/limit"):
         axes.plot(*zip(*limit, strict=True), color=RED, linewidth=1.4, linestyle="--", label="limit")
     axes.set_title(f"{what.capitalize()} against its limit", loc="left", fontsize=11)
-    _over_rollouts(axes, history, unit, marks)
+    over_rollouts(axes, history, unit, marks)
     axes.legend(ncols=3)
     told = [f"{what.capitalize()} J_C{' with its 95 % confidence band' if banded else ''}: {_told({'J_C': mean})}"]
     told += [f"limit {limit[-1][1]:.3g}"] if limit else []
@@ -138,7 +154,7 @@ def _multiplier(history: History, bound: float | None, marks: Sequence[int]) -> 
         axes.axhline(bound, color=RED, linewidth=1.4, linestyle="--", label="bound")
     axes.set_ylim(bottom=0)
     axes.set_title("Lambda", loc="left", fontsize=11)
-    _over_rollouts(axes, history, "weight of the cost", marks)
+    over_rollouts(axes, history, "weight of the cost", marks)
     axes.legend()
     return finished(figure, f"Lambda's path: {_told({'lambda': series})}")
 
@@ -165,22 +181,6 @@ def _line(axes: "Axes", series: Sequence[tuple[int, float]], colour: str, label:
     marker = "o" if len(series) <= MAX_MARKED else None
     numbers, values = zip(*series, strict=True)
     axes.plot(numbers, values, color=colour, linewidth=1.6, marker=marker, markersize=2.6, label=label)
-
-
-def _over_rollouts(axes: "Axes", history: History, unit: str, marks: Sequence[int]) -> None:
-    """The axes of something over rollouts; ticks on the lower edge where there was an alert."""
-    from matplotlib.ticker import MaxNLocator
-
-    first, last = history[0][0], history[-1][0]
-    margin = 0.02 * max(1, last - first)
-    axes.set_xlim(first - margin, last + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("rollout")
-    axes.set_ylabel(unit)
-    edge = axes.get_xaxis_transform()
-    heights = [0.0] * len(marks)
-    triangles = axes.scatter(marks, heights, 49, RED, marker="^", clip_on=False, zorder=5, transform=edge)
-    triangles.set_in_layout(False)  # the panel stays as it is without alerts
 
 
 def _told(drawn: Mapping[str, Sequence[tuple[int, float]]]) -> str:

@@ -6,7 +6,7 @@ Shapes: B rows (the responses to one prompt are neighbours), P prompt tokens (pa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from components.artifacts import Metrics
 from components.generation import PolicySampler, decode
 from components.models import autocast
+from components.phases import Phases
 from components.records import Conversation
 from components.rl.reference import Reference
 from components.rl.stream import Stream
@@ -81,6 +82,8 @@ class Models:
     """Responses are sampled at it, and the reference is read at it."""
     dtype: str
     """The arithmetic of training: policy and sampler must not differ by it."""
+    phases: Phases = field(default_factory=Phases)
+    """What times them; the sampler has it too."""
 
 
 class Drafting:
@@ -120,14 +123,18 @@ def drafted(models: Models, prompts: Sequence[Conversation], group_size: int, ma
     attention_mask = torch.cat([mask.to(device), samples.mask], dim=1)
     parts = micro_rows(attention_mask, micro, group_size if group_size <= micro else 1)
     responses, asked = decode(models.tokenizer, samples), [prompts[index] for index in rows]
-    scores = models.reward.score(asked, responses).to(device)
-    costs = None if models.cost is None else models.cost.score(asked, responses).to(device)
+    tokens = int(attention_mask.sum())
+    with models.phases.phase("score", tokens):
+        scores = models.reward.score(asked, responses).to(device)
+        costs = None if models.cost is None else models.cost.score(asked, responses).to(device)
+    with models.phases.phase("reference", tokens):
+        ref_logprobs = models.reference.logprobs(input_ids, attention_mask, length, models.temperature, parts)
     return Draft(
         input_ids,
         attention_mask,
         samples.mask,
         samples.logprobs,
-        models.reference.logprobs(input_ids, attention_mask, length, models.temperature, parts),
+        ref_logprobs,
         scores,
         costs,
         samples.ended,

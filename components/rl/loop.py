@@ -5,7 +5,6 @@ It knows no algorithm, no engine and no source of batches: those are objects it 
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from components import tracking
 from components.artifacts import Metrics
 from components.checkpoints import Checkpoints
 from components.monitoring import Monitor
+from components.phases import Phases
 from components.progress import Progress
 from components.rl.course import PENDING, Course, pending, points
 from components.rl.settings import RLSettings
@@ -52,15 +52,16 @@ def train(
     monitor: Monitor,
     checkpoints: Checkpoints,
     finish: Callable[[Course], None] = lambda course: None,
+    phases: Phases | None = None,
 ) -> Course:
-    """Learn from `batches` batches of the source; `finish` then saves what was learned.
+    """Learn from `batches` batches of the source; `finish` then saves what was learned. `phases` times the batches.
 
     Continues from the newest checkpoint where there is one, with the same numbers as if it had never stopped; the
     checkpoints stay until the caller clears them. Raises Terminated after SIGTERM, once a checkpoint holds all that
     was learned, the update at hand with it; the making of a batch and `finish` are broken off and done again by the
     next start. Raises TrainingFailure as `Updater.step` does.
     """
-    loop = _Loop(settings, batches, learner, source, updater, extras, monitor, checkpoints)
+    loop = _Loop(settings, batches, learner, source, updater, extras, monitor, checkpoints, phases or Phases())
     with watch() as stop:
         course = loop.run(stop)
         with loop.repeatable(stop):
@@ -89,19 +90,19 @@ class _Loop:
     extras: Sequence[Extra]
     monitor: Monitor
     checkpoints: Checkpoints
+    phases: Phases
     course: Course = field(default_factory=Course)
     kept: tuple[int, int] | None = None  # batches and updates at the newest checkpoint
-    started: float = 0.0
 
     def run(self, stop: Watch) -> Course:
         course = self.course = self._resumed()
         progress = Progress("rl", self.batches)
         progress.done = course.number
+        self.phases.lap()  # what came before belongs to no batch
         while course.number < self.batches:
-            self.started = time.monotonic()
             course.batch = course.batch or self._next_batch(stop)
             for rows in self._plan(course.batch)[len(course.updates) :]:
-                course.updates.append(self._update(course.batch.rows(rows)))
+                course.updates.append(self._timed_update(course.batch.rows(rows)))
                 self._stop_if_asked(stop)
             row = self._finish(course.batch)
             progress.advance(1, **{name: row[name] for name in SHOWN if name in row})
@@ -123,13 +124,15 @@ class _Loop:
 
     def _next_batch(self, stop: Watch) -> Batch:
         with self.repeatable(stop):
-            batch = self.source.batch(self.course.number)
-        batch.metrics["perf/batch_s"] = time.monotonic() - self.started
-        return batch
+            return self.source.batch(self.course.number)
 
     def _plan(self, batch: Batch) -> list[Tensor]:
         seed = SHUFFLES + self.settings.seed * 1_000_003 + self.course.number
         return batch.plan(self.settings.epochs, self.settings.minibatch_size, seed)
+
+    def _timed_update(self, minibatch: Batch) -> Metrics:
+        with self.phases.phase("update", int(minibatch.attention_mask.sum())):
+            return self._update(minibatch)
 
     def _update(self, minibatch: Batch) -> Metrics:
         """One optimiser step; the loss is normalised by the terms of the whole minibatch over all processes."""
@@ -163,7 +166,7 @@ class _Loop:
             metrics["policy/first_ratio_gap"] = updates[0]["policy/ratio_gap"]
         self.monitor.observe(metrics, course.number + 1)
         metrics["alerts/total"] = float(len(self.monitor.alerts))
-        metrics["perf/seconds"] = time.monotonic() - self.started
+        metrics |= self.phases.lap()  # so the checkpoint that comes after it belongs to the next batch
         if batch.scatter:
             course.scatter = {"first": course.scatter.get("first", batch.scatter), "last": batch.scatter}
         course.number += 1
@@ -193,7 +196,8 @@ class _Loop:
     def _save(self, state: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
         """A checkpoint; the newest is left alone where it holds the same, for one that is replaced may be lost."""
         if (place := (self.course.number, len(self.course.updates))) != self.kept:
-            self.checkpoints.save(self.updater.update, *state)
+            with self.phases.phase("checkpoint"):
+                self.checkpoints.save(self.updater.update, *state)
             self.kept = place
 
     def _resumed(self) -> Course:

@@ -16,6 +16,7 @@ from components.batches import unit_batches
 from components.checkpoints import Checkpoints
 from components.errors import InputError
 from components.models import device
+from components.phases import Phases
 from components.progress import Progress
 from components.records import Preference
 from components.rl.reference import Reference
@@ -96,8 +97,10 @@ class PairLogprobs:
         filler: int,
         micro: int,
         kept: Checkpoints | None = None,
+        phases: Phases | None = None,
     ) -> None:
         self.reference, self.pairs, self.filler, self.micro, self.kept = reference, pairs, filler, micro, kept
+        self.phases = phases or Phases()
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
 
     def of(self, index: int) -> tuple[Tensor, Tensor]:
@@ -139,7 +142,8 @@ class PairLogprobs:
         for rows in unit_batches(lengths, 2, self.micro * max(lengths)):
             padded = pad_pairs([pairs[row // 2] for row in rows[::2]], self.filler)
             width, every = padded.mask.shape[1], [torch.arange(len(rows))]
-            logprobs = self.reference.logprobs(padded.input_ids, padded.attention_mask, width, 1.0, every)
+            with self.phases.phase("reference", int(padded.attention_mask.sum())):
+                logprobs = self.reference.logprobs(padded.input_ids, padded.attention_mask, width, 1.0, every)
             for row, values, seen in zip(rows, logprobs, padded.mask, strict=True):
                 found[row] = values[seen].float().cpu()
             progress.advance(len(rows) // 2)

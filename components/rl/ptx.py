@@ -6,6 +6,7 @@ import torch
 
 from components.artifacts import Metrics
 from components.models import device
+from components.phases import Phases
 from components.records import Demonstration
 from components.rl.functional import masked_sum
 from components.rl.settings import PtxSettings
@@ -30,7 +31,9 @@ class Ptx:
         max_prompt: int,
         max_response: int,
         seed: int,
+        phases: Phases | None = None,
     ) -> None:
+        self.phases = phases or Phases()
         self.settings, self.filler = settings, tokenizer.eos_token_id
         rows = [
             (
@@ -44,6 +47,11 @@ class Ptx:
     def backward(self, updater: Updater) -> Metrics:
         """Add the gradient for the update at hand."""
         rows = self.stream.batch(updater.update, self.settings.batch_size)
+        with self.phases.phase("ptx", sum(len(prompt) + len(response) for prompt, response in rows)):
+            return {"loss/ptx": self._mix_in(updater, rows)}
+
+    def _mix_in(self, updater: Updater, rows: Sequence[tuple[list[int], list[int]]]) -> float:
+        """Add the gradient of these rows; gives their mean loss per token."""
         prompt_ids, prompt_mask = pad([prompt for prompt, _ in rows], self.filler, side="left")
         ids, mask = pad([response for _, response in rows], self.filler)
         mask = mask.to(device())
@@ -57,4 +65,4 @@ class Ptx:
         loss = -masked_sum(forward.logprobs, mask)
         tokens = float(total(mask.sum().float()))
         updater.backward(self.settings.coef * loss, tokens)
-        return {"loss/ptx": loss.item() / float(mask.sum())}
+        return loss.item() / float(mask.sum())

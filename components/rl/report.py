@@ -10,6 +10,7 @@ from components.monitoring import Alert
 from components.pages import number, render
 from components.parsing import flattened
 from components.rl.curves import History, Scatter, draw_constraint, draw_curves
+from components.rl.profile import draw_phases, phase_totals
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -41,6 +42,8 @@ def write_report(
         alerts=alerts,
         constraint=draw_constraint(history, scatter, algorithm, marks),
         curves=draw_curves(history, marks),
+        phases=phase_totals(history),
+        profile=draw_phases(history, marks),
         changes=_changes(history),
         tenth=_tenth(history),
         settings=list(flattened(settings)),

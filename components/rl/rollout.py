@@ -9,6 +9,7 @@ from torch import Tensor
 
 from components.artifacts import Metrics
 from components.divergence import kl_estimate
+from components.phases import Phases
 from components.rl.drafts import Draft, Drafts
 from components.rl.functional import masked_mean, masked_sum
 from components.rl.importance import gap_metrics, importance_weights, weight_metrics
@@ -22,7 +23,12 @@ only say how far the policy is from the reference, what bfloat16 makes of them t
 
 
 def read(
-    networks: Networks, draft: Draft, micro: int, trusted: Tensor | None = None, tolerance: float = AGREEMENT
+    networks: Networks,
+    draft: Draft,
+    micro: int,
+    trusted: Tensor | None = None,
+    tolerance: float = AGREEMENT,
+    phases: Phases | None = None,
 ) -> tuple[Rollout, Metrics]:
     """The rollout that a draft becomes, and how far sampler and trainer are apart.
 
@@ -31,22 +37,26 @@ def read(
     `trusted` names some to look at, and if the two agree on those within `tolerance`, the others are not read.
     """
     networks.eval()
+    phases = phases or Phases()
     if trusted is not None:
-        logprobs = _forward(networks, draft, trusted, micro)["logprobs"]
+        logprobs = _forward(networks, draft, trusted, micro, phases)["logprobs"]
         assert logprobs is not None
         gaps = gap_metrics(logprobs, draft.sampled_logprobs[trusted], draft.mask[trusted])
         if gaps["sampler/logprob_gap_max"] <= tolerance:
             return _rollout(draft, logprobs=draft.sampled_logprobs), gaps | {"sampler/reused": 1.0}
-    rollout = _rollout(draft, **_forward(networks, draft, torch.arange(len(draft.mask)), micro))
+    rollout = _rollout(draft, **_forward(networks, draft, torch.arange(len(draft.mask)), micro, phases))
     return rollout, gap_metrics(rollout.logprobs, draft.sampled_logprobs, draft.mask) | {"sampler/reused": 0.0}
 
 
-def _forward(networks: Networks, draft: Draft, rows: Tensor, micro: int) -> dict[str, Tensor | None]:
+def _forward(
+    networks: Networks, draft: Draft, rows: Tensor, micro: int, phases: Phases
+) -> dict[str, Tensor | None]:
     """What the networks say of some rows, whole groups in turn: tensors (rows, R) by name."""
     length = draft.mask.shape[1]
     ids, mask = draft.input_ids[rows], draft.attention_mask[rows]
     parts = micro_rows(mask, micro, draft.group_size if draft.group_size <= micro else 1)
-    found = in_parts(lambda i, m: networks(i, m, length), parts, ids, mask)
+    with phases.phase("read", int(mask.sum())):
+        found = in_parts(lambda i, m: networks(i, m, length), parts, ids, mask)
     return {
         name: _joined(parts, [getattr(forward, name) for forward in found])
         for name in ("logprobs", "values", "cost_values")
@@ -108,13 +118,14 @@ class RolloutSource:
         micro: int,
         max_weight: float,
         sole_update: bool = False,
+        phases: Phases | None = None,
     ) -> None:
         """`size` prompts a rollout; `micro` rows of full length are read at once, or as many as take no more room.
 
         With a `sole_update` on each rollout, the old policy's log-probabilities are those of its own forward pass.
         """
         self.drafts, self.networks, self.algorithm = drafts, networks, algorithm
-        self.micro, self.max_weight = micro, max_weight
+        self.micro, self.max_weight, self.phases = micro, max_weight, phases or Phases()
         self.rows_per_batch = size * algorithm.rows_per_prompt
         self.weighs = algorithm.ratio is not None and not drafts.on_policy
         self.compares = algorithm.ratio is not None and not sole_update
@@ -122,8 +133,8 @@ class RolloutSource:
     def batch(self, number: int) -> Batch:
         """What rollout `number` (0-based) teaches, and what it says of the policy."""
         draft = self.drafts.draft(number)
-        tolerance = AGREEMENT if self.compares else LIKENESS
-        rollout, mismatch = read(self.networks, draft, self.micro, self._trusted(draft, number), tolerance)
+        tolerance, trusted = AGREEMENT if self.compares else LIKENESS, self._trusted(draft, number)
+        rollout, mismatch = read(self.networks, draft, self.micro, trusted, tolerance, self.phases)
         if self.weighs:
             rollout, mismatch = self._weighted(rollout, draft, mismatch)
         batch = self.algorithm.targets(rollout)

@@ -13,6 +13,7 @@ from components.checkpoints import Checkpoints
 from components.errors import InputError
 from components.models import policy_card, save_model
 from components.monitoring import Monitor
+from components.phases import Phases, measurable_memory
 from components.rl import algorithms
 from components.rl.alerts import rl_monitor
 from components.rl.assembly import build_networks, build_source
@@ -43,7 +44,8 @@ def run(
     tokenizer = load_tokenizer(policy)
     networks = build_networks(settings, policy, reward, cost)
     algorithm = algorithms.build(settings.algorithm, total, settings.generation.max_new_tokens)
-    source, batches = build_source(settings, algorithm, networks, tokenizer, data, policy, reward, cost, model)
+    phases = Phases(measurable_memory())
+    source, batches = build_source(settings, algorithm, networks, tokenizer, data, policy, reward, cost, model, phases)
     critics = dict.fromkeys(("value", "cost_value"), settings.critic_optimizer)
     updates = num_updates(settings, batches, source.rows_per_batch)
     updater = Updater(networks, settings.optimizer, settings.compute, updates, critics)
@@ -53,14 +55,14 @@ def run(
     checkpoints = Checkpoints.of("rl", plain, inputs, model, settings.checkpoint_every, settings.keep_checkpoints)
     logger.info("rl: %s, %d batches of %d", settings.algorithm.name, batches, settings.prompts_per_rollout)
     monitor = rl_monitor(settings.alerts, settings.compute.dtype, settings.algorithm)
-    extras = [_ptx(settings, data, tokenizer)] if settings.ptx.coef else []
+    extras = [_ptx(settings, data, tokenizer, phases)] if settings.ptx.coef else []
     card = policy_card(folder_digest(policy), "rl", tokenizer)
 
     def finish(course: Course) -> None:
         _report(plain, course, monitor)
         save_model(networks.policy, tokenizer, model, card, settings=plain, parents=inputs)
 
-    course = train(settings, batches, algorithm, source, updater, extras, monitor, checkpoints, finish)
+    course = train(settings, batches, algorithm, source, updater, extras, monitor, checkpoints, finish, phases)
     checkpoints.clear()
     return last_tenth(course)
 
@@ -108,7 +110,7 @@ def refuse(settings: RLSettings, reward: Path | None, cost: Path | None) -> None
         )
 
 
-def _ptx(settings: RLSettings, data: Path, tokenizer: Tokenizer) -> Ptx:
+def _ptx(settings: RLSettings, data: Path, tokenizer: Tokenizer, phases: Phases) -> Ptx:
     demonstrations = DataDir(data).demonstrations("train")
     if not demonstrations:
         raise InputError(
@@ -123,4 +125,5 @@ def _ptx(settings: RLSettings, data: Path, tokenizer: Tokenizer) -> Ptx:
         generation.max_prompt_tokens,
         generation.max_new_tokens,
         settings.seed,
+        phases,
     )

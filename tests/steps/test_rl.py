@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from components import tracking
 from components.artifacts import DataDir, ModelCard, read_manifest, verify_manifest
 from components.errors import InputError
 from components.generation import respond
 from components.models import load_policy
+from components.phases import PHASES, measurable_memory
 from components.reward import step as reward
 from components.reward.settings import RewardSettings
 from components.rl import loop
@@ -74,6 +76,36 @@ def test_ppo_lag_writes_a_policy_and_its_metrics(
         name: read_manifest(folder)["digest"] for name, folder in inputs.items()
     }
     verify_manifest(tmp_path / "m")
+
+
+ONLINE = {"weights", "prefill", "decode", "score", "reference", "read", "update", "other"}
+ALL_PHASES: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "ppo_lag": ({"ptx": PtxSettings(coef=1.0, batch_size=2), "checkpoint_every": 1}, ONLINE | {"ptx"}),
+    "rloo": ({"epochs": 2}, ONLINE),
+    "grpo": ({"lora": Lora(rank=2)}, ONLINE),
+    "dpo": ({}, {"reference", "update", "other"}),
+}
+
+
+@pytest.mark.parametrize("name", ALL_PHASES)
+def test_the_phases_of_every_rollout_add_up_to_its_seconds(
+    settings: Any, inputs: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    fields, expected = ALL_PHASES[name]
+    with tracking.track("rl", {}, tmp_path / "tracked") as tracker:
+        run(settings(algorithm={"name": name}, **fields), **inputs, model=tmp_path / "m")
+    rows = [row.metrics for row in tracker.history]
+    found = [{phase: row[f"perf/{phase}_s"] for phase in PHASES if f"perf/{phase}_s" in row} for row in rows]
+    later = {"checkpoint"} if "checkpoint_every" in fields else set()
+    once = {"reference"} if name == "dpo" else set()  # it reads all pairs for the first batch
+    assert [seconds.keys() for seconds in found] == [expected, expected - once | later, expected - once | later]
+    for row, seconds in zip(rows, found, strict=True):
+        assert sum(seconds.values()) == pytest.approx(row["perf/seconds"])
+        rated = seconds.keys() - {"weights", "checkpoint", "other"}
+        assert all(row[f"perf/{phase}_tokens_per_s"] > 0 for phase in rated)
+        peaks = {metric for metric in row if metric.endswith("_peak_mb")}
+        assert peaks == ({f"perf/{phase}_peak_mb" for phase in seconds} if measurable_memory() else set())
+    assert "Where the time went" in (tmp_path / "tracked" / "report" / "report.html").read_text("utf-8")
 
 
 def test_the_policy_starts_at_the_reference(settings: Any, inputs: dict[str, Any], tmp_path: Path) -> None:

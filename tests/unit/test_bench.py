@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from mmap import PAGESIZE, mmap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ import workload
 from components.artifacts import DataDir
 from components.errors import InputError
 from components.tokens import encode_prompt, encode_response, load_tokenizer
-from measurement import WORK, Measurement, Stopwatch, Task, median, pass_updates
+from measurement import WORK, Measurement, Stopwatch, Task, median, pass_updates, peak_mb
 from tables import Cell, Run
 
 BENCH = Path(bench.__file__)
@@ -75,6 +76,14 @@ def test_our_steps_are_measured_one_by_one(folder: Path, what: str) -> None:
     assert found.peak_mb >= found.growth_mb >= 0
     assert (found.response_tokens is not None) == (what == "rloo")
     assert found.response_tokens is None or 32 < found.response_tokens <= 64
+
+
+def test_the_peak_is_that_of_the_whole_process_and_no_phase_starts_it_over(folder: Path) -> None:
+    with mmap(-1, 512 << 20) as held:
+        for place in range(0, len(held), PAGESIZE):
+            held[place] = 1
+    highest = peak_mb()
+    assert ours.measure(Task("rloo", folder, "1m", "fp32", steps=1)).peak_mb >= highest
 
 
 def test_steps_before_the_first_measured_one_are_left_out() -> None:

@@ -18,6 +18,7 @@ from components.generation.native import NativeSampler
 from components.generation.transcript import Transcript
 from components.logprobs import response_logprobs
 from components.models import autocast, with_lora
+from components.phases import Phases
 from components.settings import Generation, Lora
 from components.tokens import pad
 
@@ -234,6 +235,61 @@ def test_finished_rows_are_reported_as_they_finish(llama: Any, known: bool, monk
     told: list[int] = []
     NativeSampler(llama, NEVER, Generation(max_new_tokens=3, batch_size=4), 0).sample(PROMPTS, 2, told.append)
     assert sum(told) == 10 and len(told) == 3
+
+
+@pytest.mark.parametrize(("known", "reads"), [(True, 1), (False, 2)])
+def test_reading_prompts_and_sampling_are_timed_apart_by_the_tokens_of_each(
+    llama: Any, known: bool, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "is_known", lambda model: known)
+    phases = Phases()
+    samples = NativeSampler(llama, NEVER, Generation(max_new_tokens=3, batch_size=4), 0, phases).sample(PROMPTS, 2)
+    metrics = phases.lap()
+    tokens = {name: metrics[f"perf/{name}_s"] * metrics[f"perf/{name}_tokens_per_s"] for name in ("prefill", "decode")}
+    prompt_tokens = 7 + 2 + 1 + 4 + 3  # read once for all rows, or for each of them
+    assert tokens == {"prefill": pytest.approx(reads * prompt_tokens), "decode": pytest.approx(samples.mask.sum())}
+    assert ("perf/weights_s" in metrics) == known
+
+
+def test_prompts_are_read_in_the_first_forward_pass_of_generate_alone(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "is_known", lambda model: False)
+    passes = iter(range(100))
+    clock = [0.0]
+
+    def forward(*given: Any, **fields: Any) -> Any:
+        clock[0] += 100.0 if next(passes) == 0 else 1.0
+        return type(llama).forward(llama, *given, **fields)
+
+    monkeypatch.setattr(llama, "forward", forward)
+    phases = Phases(clock=lambda: clock[0])
+    NativeSampler(llama, NEVER, Generation(max_new_tokens=4), 0, phases).sample(PROMPTS)
+    assert phases.lap() == {
+        "perf/prefill_s": 100, "perf/prefill_tokens_per_s": 0.17, "perf/decode_s": 3,
+        "perf/decode_tokens_per_s": 20 / 3, "perf/other_s": 0, "perf/seconds": 103,
+    }  # fmt: skip
+
+
+def test_our_decoder_s_prefills_and_steps_are_timed_apart(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def lasting(function: Any, seconds: float) -> Any:
+        def slow(*given: Any) -> Any:
+            clock[0] += seconds
+            return function(*given)
+
+        return slow
+
+    for name, seconds in (("__init__", 1000.0), ("prefill", 100.0), ("step", 1.0)):
+        monkeypatch.setattr(Llama, name, lasting(getattr(Llama, name), seconds))
+    phases = Phases(clock=lambda: clock[0])
+    NativeSampler(llama, NEVER, Generation(max_new_tokens=4), 0, phases).sample(PROMPTS)
+    metrics = phases.lap()
+    seconds = {name: value for name, value in metrics.items() if not name.endswith("tokens_per_s")}
+    assert seconds == {
+        "perf/weights_s": 1000, "perf/prefill_s": 100, "perf/decode_s": 3, "perf/other_s": 0, "perf/seconds": 1103,
+    }  # fmt: skip
 
 
 def test_the_sampler_sees_the_weights_as_they_are_now() -> None:

@@ -19,6 +19,7 @@ from components.generation.weights import merged_copy, shared_weights
 from components.logprobs import response_logprobs
 from components.models import load_policy, with_lora
 from components.parsing import parse
+from components.phases import Phases
 from components.rl.assembly import build_sampler
 from components.rl.networks import Networks
 from components.rl.settings import RLSettings
@@ -160,10 +161,12 @@ def policy(policy_folder: Path) -> Any:
 
 @pytest.fixture
 def sampler(server: Server, policy: Any, tmp_path: Path) -> Callable[..., VllmSampler]:
-    def made(seed: int = 3, generation: dict[str, Any] | None = None, **fields: Any) -> VllmSampler:
+    def made(
+        seed: int = 3, generation: dict[str, Any] | None = None, phases: Phases | None = None, **fields: Any
+    ) -> VllmSampler:
         given = {"url": server.url, "weights": str(tmp_path / "shared"), "retries": 2} | fields
         sampling = {"max_new_tokens": LENGTH, "max_prompt_tokens": 8, "temperature": TEMPERATURE} | (generation or {})
-        return VllmSampler(VllmSamplerSettings(**given), policy, EOS, Generation(**sampling), seed)
+        return VllmSampler(VllmSamplerSettings(**given), policy, EOS, Generation(**sampling), seed, phases)
 
     return made
 
@@ -213,6 +216,15 @@ def test_every_batch_is_sampled_from_the_weights_as_they_are(sampler: Any, serve
     update = ["/pause?mode=abort", "/collective_rpc", "/collective_rpc", "/update_weight_version", "/resume"]
     assert order == [*update, "/weight_info"] * 3
     assert not list(Path(made.settings.weights).iterdir())
+
+
+def test_handing_weights_over_and_sampling_are_timed_apart(sampler: Any, server: Server) -> None:
+    phases = Phases(clock=lambda: float(len(server.asked)))  # a second for every request
+    samples = sampler(phases=phases).sample(PROMPTS, 2)
+    metrics = phases.lap()
+    assert metrics["perf/weights_s"] == 5  # the five of an update
+    assert metrics["perf/decode_s"] == 1 + len(PROMPTS) + 1  # the comparison, the prompts, the version
+    assert metrics["perf/decode_tokens_per_s"] == pytest.approx(int(samples.mask.sum()) / 5)
 
 
 def test_what_is_asked_leaves_nothing_to_the_servers_defaults(sampler: Any, server: Server) -> None:

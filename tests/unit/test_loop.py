@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from components.checkpoints import Checkpoints
 from components.monitoring import Monitor
+from components.phases import Phases
 from components.rl.course import Course
 from components.rl.loop import averages, num_updates, ratio_gap, train
 from components.rl.settings import RLSettings
@@ -132,7 +133,13 @@ def settings(**fields: Any) -> RLSettings:
 
 
 def run(
-    given: RLSettings, folder: Path, learner: Likelihood | None = None, extras: Any = (), every: int = 0, **source: Any
+    given: RLSettings,
+    folder: Path,
+    learner: Likelihood | None = None,
+    extras: Any = (),
+    every: int = 0,
+    phases: Phases | None = None,
+    **source: Any,
 ) -> Run:
     """Train a table from the newest checkpoint in `folder`, or from the start."""
     table, learner = Table(), learner or Likelihood()
@@ -140,7 +147,8 @@ def run(
     updates = num_updates(given, given.rollouts, numbers.rows_per_batch)
     updater = Updater(table, given.optimizer, given.compute, updates)
     checkpoints = Checkpoints(folder, every)
-    course = train(given, given.rollouts, learner, numbers, updater, extras, Monitor([]), checkpoints)
+    monitor = Monitor([])
+    course = train(given, given.rollouts, learner, numbers, updater, extras, monitor, checkpoints, phases=phases)
     return Run(course, table, learner, updater)
 
 
@@ -394,6 +402,42 @@ def test_the_order_of_rows_differs_from_batch_to_batch_and_follows_the_seed(tmp_
         assert sorted(number for update in rows for number in update) == list(range(8))
     assert first[:3] != first[3:]
     assert order(0, "b") == first != order(1, "c")
+
+
+def test_the_phases_of_a_batch_add_up_and_a_checkpoint_belongs_to_the_batch_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    for owner, name, seconds in ((Numbers, "batch", 10.0), (Updater, "step", 1.0), (Checkpoints, "save", 100.0)):
+        monkeypatch.setattr(owner, name, lasting(getattr(owner, name), seconds, clock))
+    phases = Phases(clock=lambda: clock[0])
+    clock[0] = 1e6  # as long as it takes to load everything
+    course = run(settings(rollouts=3), tmp_path, every=2, phases=phases).course
+    first, second, third = (
+        {name: value for name, value in row.metrics.items() if name.startswith("perf/")} for row in course.history
+    )
+    made = {"perf/update_s": 3, "perf/update_tokens_per_s": 8 * LENGTH / 3, "perf/other_s": 10}
+    assert first == second == made | {"perf/seconds": 13}
+    assert third == made | {"perf/checkpoint_s": 100, "perf/seconds": 113}
+
+
+def lasting(function: Callable[..., Any], seconds: float, clock: list[float]) -> Callable[..., Any]:
+    """The function, during which time passes."""
+
+    def slow(*args: Any, **fields: Any) -> Any:
+        clock[0] += seconds
+        return function(*args, **fields)
+
+    return slow
+
+
+def test_a_batch_that_a_stop_parted_is_timed_from_the_start_that_ends_it(tmp_path: Path) -> None:
+    with pytest.raises(Terminated):
+        run(settings(rollouts=1), tmp_path, Likelihood(stop_at=1))
+    (row,) = run(settings(rollouts=1), tmp_path).course.history
+    seconds = {name: value for name, value in row.metrics.items() if name.startswith("perf/") and "tokens" not in name}
+    assert seconds.keys() == {"perf/update_s", "perf/other_s", "perf/seconds"}
+    assert sum(seconds.values()) == pytest.approx(2 * seconds["perf/seconds"])
 
 
 def test_the_scatter_of_the_first_and_of_the_last_rollout_is_kept(tmp_path: Path) -> None:

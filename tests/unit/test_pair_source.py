@@ -10,6 +10,7 @@ from torch import Tensor
 
 from components.checkpoints import TENSORS, Checkpoints
 from components.models import load_policy
+from components.phases import Phases
 from components.records import Message, Preference
 from components.rl.algorithm_settings import DPOSettings
 from components.rl.algorithms.dpo import DPO
@@ -48,9 +49,10 @@ def source(
     size: int = 3,
     micro: int = 4,
     kept: Checkpoints | None = None,
+    phases: Phases | None = None,
 ) -> PairSource:
     filler = tokenizer.eos_token_id
-    logprobs = PairLogprobs(reference, dict(enumerate(pairs)), filler, micro, kept)
+    logprobs = PairLogprobs(reference, dict(enumerate(pairs)), filler, micro, kept, phases)
     return PairSource(Stream(pairs, 0), logprobs, filler, size)
 
 
@@ -195,6 +197,17 @@ class Counted:
 def ref_logprobs(found: PairSource, batches: int) -> list[Tensor]:
     values = [found.batch(number).ref_logprobs for number in range(batches)]
     return [value for value in values if value is not None]
+
+
+def test_the_reference_is_timed_when_it_reads_and_by_what_it_reads(pairs: Any, reference: Any, tokenizer: Any) -> None:
+    phases = Phases()
+    found = source(pairs, reference, tokenizer, phases=phases)
+    found.batch(0)
+    metrics = phases.lap()
+    tokens = sum(2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
+    assert metrics["perf/reference_s"] * metrics["perf/reference_tokens_per_s"] == pytest.approx(tokens)
+    found.batch(1)
+    assert phases.lap().keys() == {"perf/other_s", "perf/seconds"}
 
 
 def test_the_reference_reads_every_pair_once_whatever_the_passes(pairs: Any, reference: Any, tokenizer: Any) -> None:

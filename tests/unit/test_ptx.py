@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from components.models import load_policy, load_scalar
+from components.phases import Phases
 from components.records import Demonstration, Message
 from components.rl.networks import Networks
 from components.rl.ptx import Ptx
@@ -56,6 +57,17 @@ def test_the_gradient_is_that_of_the_mean_token_loss_times_the_weight(policy_fol
     assert metrics == {"loss/ptx": pytest.approx(loss.item() / tokens, rel=1e-4)}
     for name, gradient in gradients(policy).items():
         torch.testing.assert_close(gradients(networks)[f"policy.{name}"], gradient, atol=1e-4, rtol=1e-3)
+
+
+def test_it_is_timed_by_itself_and_by_its_own_tokens(policy_folder: Path) -> None:
+    phases, tokenizer = Phases(), load_tokenizer(policy_folder)
+    mixed = Ptx(PtxSettings(coef=2.0, batch_size=6), ROWS, tokenizer, 64, 64, 0, phases)
+    with phases.phase("update"):
+        mixed.backward(updater_of(Networks(load_policy(policy_folder))))
+    metrics = phases.lap()
+    encoded = [encode_prompt(tokenizer, row.prompt) + encode_response(tokenizer, row.response) for row in ROWS]
+    assert metrics["perf/ptx_s"] * metrics["perf/ptx_tokens_per_s"] == pytest.approx(sum(map(len, encoded)))
+    assert metrics["perf/ptx_s"] > 0 and metrics["perf/update_s"] > 0
 
 
 def test_it_adds_to_the_gradient_that_is_there_and_makes_no_step(policy_folder: Path) -> None:

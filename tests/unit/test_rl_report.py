@@ -12,7 +12,9 @@ import pytest
 from components.artifacts import Metrics
 from components.monitoring import Alert
 from components.pages import number
+from components.phases import PHASES
 from components.rl.curves import CURVES, Curve
+from components.rl.profile import COLOURS, WHAT, phase_totals
 from components.rl.report import write_report
 
 ALERTS = [Alert("kl_runaway", 12, "The KL is 31 & rising."), Alert("lambda_dead", 18, "Lambda is 0.002.")]
@@ -120,6 +122,56 @@ def test_the_table_has_every_metric_at_the_start_at_the_end_and_at_its_extremes(
     row = re.search(r"<tr><td>rollout/score</td>(.*?)</tr>", bare)
     assert row and re.findall(r">([^<]+)</td>", row[1]) == ["0.150", "1.950", "0.100", "2.000"]
     assert {name for _, metrics in history() for name in metrics} <= set(re.findall(r"<tr><td>([^<]+)</td>", bare))
+
+
+PROFILE = [
+    (1, {
+        "perf/decode_s": 2.0, "perf/decode_tokens_per_s": 500.0, "perf/decode_peak_mb": 700.0,
+        "perf/update_s": 5.0, "perf/update_tokens_per_s": 2000.0, "perf/update_peak_mb": 900.0,
+        "perf/other_s": 1.0, "perf/seconds": 8.0,
+    }),
+    (2, {
+        "perf/decode_s": 3.0, "perf/decode_tokens_per_s": 1000.0, "perf/decode_peak_mb": 650.0,
+        "perf/checkpoint_s": 4.0,
+        "perf/other_s": 5.0, "perf/seconds": 12.0,
+    }),
+]  # fmt: skip
+
+
+def test_the_profile_has_seconds_shares_rates_and_peaks_of_all_rollouts(written: Any) -> None:
+    totals = {total.phase: total for total in phase_totals(PROFILE)}
+    assert list(totals) == ["decode", "update", "checkpoint", "other"]
+    assert [total.seconds for total in totals.values()] == [5, 5, 4, 6]
+    assert [total.share for total in totals.values()] == [0.25, 0.25, 0.2, 0.3]
+    assert [total.tokens_per_s for total in totals.values()] == [(1000 + 3000) / 5, 2000, None, None]
+    assert [total.peak_mb for total in totals.values()] == [700, 900, None, None]
+    page = written(settings(), PROFILE, None, [])
+    rows = [re.findall(r">([^<]+)</td>", row) for row in re.findall(r"<tr><td>\w+</td>.*?</tr>", page)][:4]
+    assert [[row[0], *row[2:]] for row in rows] == [
+        ["decode", "5.000", "25.0 %", "800", "700.0"], ["update", "5.000", "25.0 %", "2,000", "900.0"],
+        ["checkpoint", "4.000", "20.0 %", "–", "–"], ["other", "6.000", "30.0 %", "–", "–"],
+    ]  # fmt: skip
+    assert [row[1] for row in rows] == [WHAT["decode"], WHAT["update"], WHAT["checkpoint"], WHAT["other"]]
+    assert caption(page, "Seconds of each rollout") == (
+        "Seconds of each rollout by phase; in all decode 5, update 5, checkpoint 4, other 6"
+    )
+    (picture,) = pictures(page)
+    assert [COLOURS[name] in picture for name in ("decode", "update", "checkpoint", "read")] == [True] * 3 + [False]  # type: ignore[index]
+    assert "another process" not in page
+
+
+def test_what_another_process_did_meanwhile_is_said_to_reach_beyond_the_rollouts(written: Any) -> None:
+    beside = [(number, row | {"perf/score_s": 4.0}) for number, row in PROFILE]
+    assert "another process was at work" in written(settings(), beside, None, [])
+
+
+def test_every_phase_is_explained_and_has_a_colour_of_its_own() -> None:
+    assert tuple(WHAT) == tuple(COLOURS) == PHASES
+    assert len(set(COLOURS.values())) == len(PHASES)
+
+
+def test_a_run_whose_phases_nobody_measured_has_no_profile(bare: str) -> None:
+    assert "Where the time went" not in bare
 
 
 def test_alerts_are_told_with_their_rollout_and_text(full: str, bare: str, written: Any) -> None:

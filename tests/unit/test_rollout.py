@@ -14,6 +14,7 @@ from components.generation import Response
 from components.generation.native import NativeSampler
 from components.logprobs import response_logprobs
 from components.models import load_policy, load_scalar
+from components.phases import Phases
 from components.records import Conversation, Message
 from components.rl import algorithms
 from components.rl.algorithm_settings import AlgorithmSettings, GRPOSettings, OnlineDPOSettings, RLOOSettings
@@ -156,15 +157,21 @@ class Elsewhere(Replay):
 
 
 def source(
-    models: Models, networks: Networks, settings: AlgorithmSettings, sampler: Any, sole_update: bool = False
+    models: Models,
+    networks: Networks,
+    settings: AlgorithmSettings,
+    sampler: Any,
+    sole_update: bool = False,
+    phases: Phases | None = None,
 ) -> RolloutSource:
     algorithm = algorithms.build(settings, lambda tensor: tensor, 5)
     assert hasattr(algorithm, "targets")
-    given = Models(**(vars(models) | {"sampler": sampler}))
+    phases = phases or Phases()
+    given = Models(**(vars(models) | {"sampler": sampler, "phases": phases}))
     stream = Stream(PROMPTS, 0)
     stream._order = lambda _: [0, 1, 2]  # type: ignore[assignment]  # that of the rollout
     drafts = Drafting(given, stream, len(PROMPTS), 2, 64, 4)
-    return RolloutSource(drafts, networks, algorithm, len(PROMPTS), 4, 1.2, sole_update)
+    return RolloutSource(drafts, networks, algorithm, len(PROMPTS), 4, 1.2, sole_update, phases)
 
 
 def test_what_another_engine_sampled_is_weighted(models: Models, networks: Networks, rollout: Rollout) -> None:
@@ -214,6 +221,24 @@ class Reading(Networks):
         """What the networks say."""
         self.rows += len(input_ids)
         return super().forward(input_ids, *given)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_scores_reference_and_reading_are_timed_by_the_tokens_of_the_rows(
+    models: Models, networks: Networks, rollout: Rollout, wrong: bool
+) -> None:
+    phases, sampler = Phases(), Elsewhere(rollout, float(wrong))
+    sampler.on_policy = True
+    reading = Reading(networks.policy)
+    batch = source(models, reading, GRPOSettings(group_size=2), sampler, phases).batch(0)
+    metrics = phases.lap()
+    tokens = {
+        name: round(metrics[f"perf/{name}_s"] * metrics[f"perf/{name}_tokens_per_s"], 6)
+        for name in ("score", "reference", "read")
+    }
+    group, every = int(batch.attention_mask[:2].sum()), int(batch.attention_mask.sum())
+    assert 0 < group < every
+    assert tokens == {"score": every, "reference": every, "read": group + wrong * every}
 
 
 def test_what_the_sampler_says_is_taken_where_the_trainer_agrees(models: Models, networks: Networks) -> None:
