@@ -16,13 +16,12 @@ WHAT: Mapping[Phase, str] = {
     "read": "log-probabilities and values under the networks before their updates",
     "update": "forward and backward passes and optimiser steps",
     "ptx": "the same for demonstrations that are mixed in",
-    "evaluate": "measures on held-out rows",
     "checkpoint": "checkpoints are written",
     "other": "all else: texts, advantages, metrics, logging",
 }
 COLOURS: Mapping[Phase, str] = {
     "weights": "#a9c6e3", "prefill": "#6a9fd4", "decode": BLUE, "score": GOLD, "reference": "#e6d48f",
-    "read": "#8a6fb0", "update": RED, "ptx": "#e39a94", "evaluate": "#3d8f6e", "checkpoint": "#4a5361",
+    "read": "#8a6fb0", "update": RED, "ptx": "#e39a94", "checkpoint": "#4a5361",
     "other": "#c3cad3",
 }  # fmt: skip
 
