@@ -230,7 +230,7 @@ def test_scores_reference_and_reading_are_timed_by_the_tokens_of_the_rows(
     phases, sampler = Phases(), Elsewhere(rollout, float(wrong))
     sampler.on_policy = True
     reading = Reading(networks.policy)
-    batch = source(models, reading, GRPOSettings(group_size=2), sampler, phases).batch(0)
+    batch = source(models, reading, GRPOSettings(group_size=2), sampler, phases=phases).batch(0)
     metrics = phases.lap()
     tokens = {
         name: round(metrics[f"perf/{name}_s"] * metrics[f"perf/{name}_tokens_per_s"], 6)
