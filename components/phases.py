@@ -16,7 +16,7 @@ import torch
 from components.artifacts import Metrics
 
 Phase = Literal[
-    "weights", "prefill", "decode", "score", "reference", "read", "update", "ptx", "checkpoint", "other"
+    "waited", "weights", "prefill", "decode", "score", "reference", "read", "update", "ptx", "checkpoint", "other"
 ]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 """In the order in which a batch goes through them."""

@@ -209,6 +209,23 @@ SamplerSettings = Annotated[NativeSamplerSettings | VllmSamplerSettings, Field(d
 """What samples the responses to learn from, chosen by `kind`."""
 
 
+class OverlapSettings(Group):
+    """Responses sampled ahead, in a process of its own, while the batches before are learned from."""
+
+    staleness: int = Field(1, ge=0)
+    """Batches that may be learned from between the weights that a batch is sampled with and the batch itself; 0
+    samples when nothing is learned, with the very numbers of no overlap."""
+    restarts: int = Field(3, ge=0)
+    """How often in a row the process is started again when it died before it had made a batch."""
+    limit_s: float = Field(3600.0, gt=0)
+    """Seconds that one batch may take, for the first with all that has to be loaded; after that the process counts as
+    dead."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of that process; absent takes half of those there are. The process that trains has the others."""
+    gpu: int | None = Field(None, ge=0)
+    """The GPU of that process, by its number; absent takes the second, or the one there is."""
+
+
 class AlertSettings(Group):
     """When the numbers of a run are worth an alert."""
 

@@ -18,9 +18,13 @@ the chance of less than -KL_NOISE is largest at K = KL_NOISE, where it is that o
 -sqrt(2 KL_NOISE B), 18 % for 8 responses and 0.02 % five times in a row."""
 
 
-def rl_monitor(settings: AlertSettings, dtype: str, algorithm: AlgorithmSettings) -> Monitor:
-    """The monitor of an rl run that computes in `dtype` (fp32 or bf16), for what its algorithm can get wrong."""
+def rl_monitor(settings: AlertSettings, dtype: str, algorithm: AlgorithmSettings, staleness: int = 0) -> Monitor:
+    """The monitor of an rl run that computes in `dtype` (fp32 or bf16), for what its algorithm can get wrong.
+
+    With a `staleness` of more than 0 responses come from older weights, as they are meant to.
+    """
     detectors = [ratio_mismatch(dtype), skipped_updates(), *_policy_detectors(settings)]
+    detectors += [too_stale(settings, staleness)] if staleness else [sampler_mismatch(settings), negative_kl(settings)]
     if isinstance(algorithm, OnlineSettings):
         detectors.append(clamped_scores(algorithm.score_clip, settings.patience))
     if isinstance(algorithm, PPOLagSettings):
@@ -70,25 +74,6 @@ def _policy_detectors(settings: AlertSettings) -> list[Detector]:
         return Detector(name, (metric,), condition, message, settings.patience)
 
     return [
-        Detector(
-            "sampler_mismatch",
-            ("sampler/logprob_gap",),
-            lambda now, _: not now["sampler/logprob_gap"] <= settings.max_logprob_gap,  # NaN is a mismatch too
-            "The log-probabilities of sampler and trainer are {sampler/logprob_gap:.3g} nats per token apart, at most "
-            "{sampler/logprob_gap_max:.3g}, above rl.alerts.max_logprob_gap "
-            f"{settings.max_logprob_gap:g}: responses come from another policy than the one that is trained. Likely "
-            "causes: a server with another model, other weights or another temperature, quantised or computing in "
-            "another dtype. Importance weights cannot make up for that: stop the run and compare the two.",
-        ),
-        lasting(
-            "negative_kl",
-            "rollout/kl_k1",
-            lambda kl: kl < -KL_NOISE,
-            "The KL to the reference (k1) is {rollout/kl_k1:.3g} nats per response and stays negative, which a KL "
-            "never is: responses come from another distribution than the one that is trained. Likely causes: top-p, "
-            "top-k or a temperature on one side only, suppressed end tokens, padding. Compare rl.generation with its "
-            "defaults.",
-        ),
         lasting(
             "kl_runaway",
             "rollout/kl_k3",
@@ -117,6 +102,48 @@ def _policy_detectors(settings: AlertSettings) -> list[Detector]:
             "rl.optimizer.lr or raise the KL weight.",
         ),
     ]
+
+
+def sampler_mismatch(settings: AlertSettings) -> Detector:
+    """What samples has other log-probabilities than what is trained."""
+    return Detector(
+        "sampler_mismatch",
+        ("sampler/logprob_gap",),
+        lambda now, _: not now["sampler/logprob_gap"] <= settings.max_logprob_gap,  # NaN is a mismatch too
+        "The log-probabilities of sampler and trainer are {sampler/logprob_gap:.3g} nats per token apart, at most "
+        "{sampler/logprob_gap_max:.3g}, above rl.alerts.max_logprob_gap "
+        f"{settings.max_logprob_gap:g}: responses come from another policy than the one that is trained. Likely "
+        "causes: a server with another model, other weights or another temperature, quantised or computing in "
+        "another dtype. Importance weights cannot make up for that: stop the run and compare the two.",
+    )
+
+
+def too_stale(settings: AlertSettings, staleness: int) -> Detector:
+    """The policy moves further than importance weights make up for while responses wait to be learned from."""
+    return Detector(
+        "too_stale",
+        ("sampler/logprob_gap",),
+        lambda now, _: not now["sampler/logprob_gap"] <= settings.max_logprob_gap,
+        "The policy is {sampler/logprob_gap:.3g} nats per token away from the weights that the responses were sampled "
+        "with, at most {sampler/logprob_gap_max:.3g}, above rl.alerts.max_logprob_gap "
+        f"{settings.max_logprob_gap:g}: it moves too far in {staleness} batches. Lower rl.optimizer.lr or "
+        "rl.overlap.staleness; with a server that samples, see first that it computes what the trainer does.",
+        settings.patience,
+    )
+
+
+def negative_kl(settings: AlertSettings) -> Detector:
+    """The KL is estimated from other responses than the policy's own."""
+    return Detector(
+        "negative_kl",
+        ("rollout/kl_k1",),
+        lambda now, _: now["rollout/kl_k1"] < -KL_NOISE,
+        "The KL to the reference (k1) is {rollout/kl_k1:.3g} nats per response and stays negative, which a KL "
+        "never is: responses come from another distribution than the one that is trained. Likely causes: top-p, "
+        "top-k or a temperature on one side only, suppressed end tokens, padding. Compare rl.generation with its "
+        "defaults.",
+        settings.patience,
+    )
 
 
 def clamped_scores(clip: float, patience: int) -> Detector:

@@ -1,8 +1,12 @@
 """What a run is put together from: networks, reference, and the source of batches."""
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from components.artifacts import DataDir
 from components.checkpoints import Checkpoints
@@ -10,10 +14,12 @@ from components.errors import InputError
 from components.generation import PolicySampler
 from components.generation.native import NativeSampler
 from components.models import ScalarModel, device, load_policy, load_scalar, scalar_from_policy, with_lora
-from components.phases import Phases
+from components.phases import Phases, measurable_memory
+from components.records import Conversation
+from components.rl.ahead import Ahead, DraftMaker
 from components.rl.algorithm_settings import DPOSettings
 from components.rl.algorithms.dpo import DPO
-from components.rl.drafts import Drafting, Models
+from components.rl.drafts import Drafting, Drafts, Models
 from components.rl.networks import Networks, SharedHead
 from components.rl.pairs import PairLogprobs, PairSource, encode_pairs, pairs_digest
 from components.rl.reference import AdapterOff, FrozenReference, Reference
@@ -84,17 +90,43 @@ def build_source(
     What the reference says of labelled pairs is kept where the checkpoints of `output` are. Raises InputError when
     there are no training prompts (for dpo, no training pairs).
     """
-    reference, phases = build_reference(settings, networks, policy), phases or Phases()
+    phases = phases or Phases()
     if isinstance(settings.algorithm, DPOSettings):
+        reference = build_reference(settings, networks, policy)
         pairs = _pair_source(settings, settings.algorithm, reference, tokenizer, data, policy, output, phases)
         return pairs, _batches(settings, len(pairs.stream.rows))
     assert not isinstance(algorithm, DPO)
-    models = networks.policy, reference, tokenizer
-    drafts = build_drafting(settings, algorithm.group_size, *models, data, reward, cost, phases)
-    size, micro = settings.prompts_per_rollout, settings.micro_batch_size
+    prompts = [row.prompt for row in DataDir(data).prompts("train")]
+    if not prompts:
+        raise InputError(f"{data}: no training prompts; give preprocess.prompts a source.")
+    batches, size, micro = _batches(settings, len(prompts)), settings.prompts_per_rollout, settings.micro_batch_size
+    drafts: Drafts
+    if settings.overlap is None:
+        models = networks.policy, build_reference(settings, networks, policy), tokenizer
+        drafts = build_drafting(settings, algorithm.group_size, *models, prompts, reward, cost, phases)
+    else:
+        build = partial(build_maker, settings, algorithm.group_size, data, policy, reward, cost)
+        on_policy = isinstance(settings.sampler, NativeSamplerSettings)
+        drafts = Ahead(settings.overlap, networks.policy, build, algorithm.group_size, batches, on_policy, phases)
     sole = settings.epochs == 1 and size * algorithm.rows_per_prompt <= settings.minibatch_size
-    source = RolloutSource(drafts, networks, algorithm, size, micro, settings.max_weight, sole, phases)
-    return source, _batches(settings, len(drafts.stream.rows))
+    return RolloutSource(drafts, networks, algorithm, size, micro, settings.max_weight, sole, phases), batches
+
+
+def build_maker(
+    settings: RLSettings,
+    group_size: int,
+    data: Path,
+    policy: Path,
+    reward: Path | None,
+    cost: Path | None,
+) -> DraftMaker:
+    """What makes drafts in a process of its own, with models of its own. Raises InputError as `build_drafting`."""
+    torch.manual_seed(settings.seed)
+    phases = Phases(measurable_memory())
+    model = with_lora(load_policy(policy), settings.lora)
+    models = model, build_reference(settings, Networks(model), policy), load_tokenizer(policy)
+    prompts = [row.prompt for row in DataDir(data).prompts("train")]
+    return DraftMaker(build_drafting(settings, group_size, *models, prompts, reward, cost, phases), model, phases)
 
 
 def build_drafting(
@@ -103,18 +135,15 @@ def build_drafting(
     policy: Any,
     reference: Reference,
     tokenizer: Tokenizer,
-    data: Path,
+    prompts: Sequence[Conversation],
     reward: Path | None,
     cost: Path | None,
     phases: Phases,
 ) -> Drafting:
     """What makes drafts with the policy, in this process; `phases` times it.
 
-    Raises InputError when there are no training prompts.
+    Raises InputError as `build_scorer` and `build_sampler`.
     """
-    prompts = [row.prompt for row in DataDir(data).prompts("train")]
-    if not prompts:
-        raise InputError(f"{data}: no training prompts; give preprocess.prompts a source.")
     models = Models(
         build_sampler(settings, policy, tokenizer, phases),
         reference,

@@ -19,9 +19,11 @@ from components.phases import Phases
 from components.records import Conversation
 from components.rl.reference import Reference
 from components.rl.stream import Stream
-from components.rl.types import micro_rows
+from components.rl.types import State, micro_rows
 from components.scoring import Scorer
 from components.tokens import Tokenizer, encode_prompt, pad
+
+SAMPLER_STATE = "random.sampler"
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,16 @@ class Drafts(Protocol):
         """The draft of rollout `number` (0-based)."""
         ...
 
-    def state(self) -> dict[str, Tensor]:
-        """What later drafts depend on, by name."""
+    def state(self) -> State:
+        """What later drafts depend on, as it is now."""
         ...
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `state` gave."""
+        ...
+
+    def close(self) -> None:
+        """End what makes drafts elsewhere."""
         ...
 
 
@@ -102,13 +108,17 @@ class Drafting:
         prompts = self.stream.batch(number, self.size)
         return drafted(self.models, prompts, self.group_size, self.max_prompt, self.micro)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> State:
         """The random state of the sampler."""
-        return {"random.sampler": self.models.sampler.state()}
+        state = self.models.sampler.state()
+        return lambda: {SAMPLER_STATE: state}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `state` gave."""
-        self.models.sampler.restore(tensors["random.sampler"])
+        self.models.sampler.restore(tensors[SAMPLER_STATE])
+
+    def close(self) -> None:
+        """Nothing to end: drafts are made here."""
 
 
 def drafted(models: Models, prompts: Sequence[Conversation], group_size: int, max_prompt: int, micro: int) -> Draft:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from components.phases import Phases
 from components.progress import Progress
 from components.rl.course import PENDING, Course, pending, points
 from components.rl.settings import RLSettings
-from components.rl.types import Batch, Forward, Learner, Means, Source
+from components.rl.types import Batch, Forward, Learner, Means, Source, State
 from components.termination import Terminated, Watch, watch
 from components.tracking import Row
 from components.updates import Updater, total
@@ -78,6 +78,14 @@ def averages(rows: Sequence[Metrics]) -> Metrics:
     """The mean of every metric over the rows that have it."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: sum(row[name] for row in rows if name in row) / sum(name in row for row in rows) for name in names}
+
+
+class _State(NamedTuple):
+    """What a checkpoint holds: tensors by name, those of the source, and the rest as JSON values."""
+
+    tensors: dict[str, Tensor]
+    source: State
+    values: dict[str, Any]
 
 
 @dataclass
@@ -181,23 +189,23 @@ class _Loop:
             self._save(self._state())
         stop.check()
 
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a checkpoint holds: tensors by name, and the rest as JSON values."""
+    def _state(self) -> _State:
+        """What a checkpoint holds, as it is now."""
         course = self.course
-        tensors = self.updater.state() | self.source.state()
+        tensors, source = self.updater.state(), self.source.state()
         values = {name: getattr(course, name) for name in ("number", "updates", "history", "scatter")}
         values |= {"updater": self.updater.values(), "monitor": self.monitor.state_dict()}
         values["learner"] = self.learner.state_dict()
         if course.batch is not None:
             tensors |= {PENDING + name: tensor for name, tensor in course.batch.tensors().items()}
             values["batch"] = {name: getattr(course.batch, name) for name in ("unit", "group", "metrics", "scatter")}
-        return tensors, values
+        return _State(tensors, source, values)
 
-    def _save(self, state: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
+    def _save(self, state: _State) -> None:
         """A checkpoint; the newest is left alone where it holds the same, for one that is replaced may be lost."""
         if (place := (self.course.number, len(self.course.updates))) != self.kept:
             with self.phases.phase("checkpoint"):
-                self.checkpoints.save(self.updater.update, *state)
+                self.checkpoints.save(self.updater.update, state.tensors | state.source(), state.values)
             self.kept = place
 
     def _resumed(self) -> Course:

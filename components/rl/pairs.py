@@ -21,7 +21,7 @@ from components.progress import Progress
 from components.records import Preference
 from components.rl.reference import Reference
 from components.rl.stream import Stream
-from components.rl.types import Batch
+from components.rl.types import Batch, State
 from components.tokens import Tokenizer, encode_prompt, encode_response, pad
 
 logger = logging.getLogger(__name__)
@@ -76,12 +76,15 @@ class PairSource:
         }
         return replace(padded, ref_logprobs=ref_logprobs.to(device()), metrics=metrics)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> State:
         """Nothing: the pairs of a batch follow from its number."""
-        return {}
+        return dict
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Nothing to take back."""
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 class PairLogprobs:

@@ -8,6 +8,7 @@ from components.plots import BLUE, GOLD, INK, RED, STYLE, Plot, finished, new_fi
 from components.rl.curves import History, over_rollouts
 
 WHAT: Mapping[Phase, str] = {
+    "waited": "for a draft that another process makes, whose own phases are beside these",
     "weights": "the sampler takes the policy's weights",
     "prefill": "prompts are read",
     "decode": "responses are sampled; by a server: prompts are read too",
@@ -20,7 +21,7 @@ WHAT: Mapping[Phase, str] = {
     "other": "all else: texts, advantages, metrics, logging",
 }
 COLOURS: Mapping[Phase, str] = {
-    "weights": "#a9c6e3", "prefill": "#6a9fd4", "decode": BLUE, "score": GOLD, "reference": "#e6d48f",
+    "waited": "#f2f4f7", "weights": "#a9c6e3", "prefill": "#6a9fd4", "decode": BLUE, "score": GOLD, "reference": "#e6d48f",
     "read": "#8a6fb0", "update": RED, "ptx": "#e39a94", "checkpoint": "#4a5361",
     "other": "#c3cad3",
 }  # fmt: skip

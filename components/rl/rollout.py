@@ -14,7 +14,7 @@ from components.rl.drafts import Draft, Drafts
 from components.rl.functional import masked_mean, masked_sum
 from components.rl.importance import gap_metrics, importance_weights, weight_metrics
 from components.rl.networks import Networks, in_order, in_parts
-from components.rl.types import Algorithm, Batch, Rollout, micro_rows
+from components.rl.types import Algorithm, Batch, Rollout, State, micro_rows
 
 AGREEMENT, LIKENESS = 1e-4, 0.1
 """Nats per token within which the sampler's log-probabilities do for the trainer's. Where ratios are taken to them, no
@@ -162,10 +162,14 @@ class RolloutSource:
         weights = importance_weights(*given, self.algorithm.ratio, self.max_weight)
         return replace(rollout, weights=weights), metrics | weight_metrics(weights, rollout.mask, self.max_weight)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> State:
         """What later drafts depend on."""
         return self.drafts.state()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `state` gave."""
         self.drafts.restore(tensors)
+
+    def close(self) -> None:
+        """End what makes drafts elsewhere."""
+        self.drafts.close()

@@ -20,6 +20,7 @@ from components.settings import (
     ModelScorerSettings,
     NativeSamplerSettings,
     Optimizer,
+    OverlapSettings,
     SamplerSettings,
     ScorerSettings,
     StepSettings,
@@ -63,7 +64,10 @@ class RLSettings(StepSettings):
     sampler: SamplerSettings = NativeSamplerSettings()
     """What samples responses: our own decoder, or a vLLM server, by `kind`."""
     max_weight: float = Field(2.0, ge=1)
-    """Importance weights of what another engine sampled are cut to this (Yao et al. 2025: 2); 1 only ever lowers."""
+    """Importance weights of what another engine, or older weights, sampled are cut to this (Yao et al. 2025: 2); 1
+    only ever lowers."""
+    overlap: OverlapSettings | None = None
+    """Where given, a process of its own samples the next batches while one is learned from; absent samples in turn."""
     share_backbone: bool = False
     """Critics as small heads on the policy's hidden states, through which no gradient reaches the policy, instead of
     models of their own: far less memory, weaker critics."""
@@ -91,6 +95,15 @@ class RLSettings(StepSettings):
             raise ValueError(
                 f"minibatch_size is {self.minibatch_size}; {self.algorithm.name} learns from pairs, which are two rows "
                 "that stay together: make it even."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_what_it_overlaps(self) -> Self:
+        if self.overlap is not None and isinstance(self.algorithm, DPOSettings):
+            raise ValueError(
+                "overlap is set and algorithm.name is dpo, which learns from labelled pairs and samples nothing ahead: "
+                "leave overlap out, or take an algorithm that samples."
             )
         return self
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def run(
     plain = settings.model_dump(mode="json")
     checkpoints = Checkpoints.of("rl", plain, inputs, model, settings.checkpoint_every, settings.keep_checkpoints)
     logger.info("rl: %s, %d batches of %d", settings.algorithm.name, batches, settings.prompts_per_rollout)
-    monitor = rl_monitor(settings.alerts, settings.compute.dtype, settings.algorithm)
+    staleness = 0 if settings.overlap is None else settings.overlap.staleness
+    monitor = rl_monitor(settings.alerts, settings.compute.dtype, settings.algorithm, staleness)
     extras = [_ptx(settings, data, tokenizer, phases)] if settings.ptx.coef else []
     card = policy_card(folder_digest(policy), "rl", tokenizer)
 
@@ -62,7 +64,8 @@ def run(
         _report(plain, course, monitor)
         save_model(networks.policy, tokenizer, model, card, settings=plain, parents=inputs)
 
-    course = train(settings, batches, algorithm, source, updater, extras, monitor, checkpoints, finish, phases)
+    with closing(source):
+        course = train(settings, batches, algorithm, source, updater, extras, monitor, checkpoints, finish, phases)
     checkpoints.clear()
     return last_tenth(course)
 

@@ -4,7 +4,7 @@ Shapes: B rows (prompts times group_size, prompt-major), P prompt tokens (padded
 right), N rows of a micro-batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, Self
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from components.artifacts import Metrics
 from components.batches import unit_batches
 
+State = Callable[[], dict[str, Tensor]]
+"""Gives the tensors of a state, by name, when a checkpoint is written: whatever has happened since it was taken."""
 Means = dict[str, tuple[float, float]]
 """What is worth logging, by name: a sum and how many it is a sum over, so that micro-batches add up exactly."""
 
@@ -186,10 +188,14 @@ class Source(Protocol):
         """Batch `number` (0-based), from the policy as it is now."""
         ...
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything that later batches depend on, besides their numbers and the weights."""
+    def state(self) -> State:
+        """Everything that later batches depend on, besides their numbers and the weights, as it is now."""
         ...
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `state` gave."""
+        ...
+
+    def close(self) -> None:
+        """End what works for it elsewhere."""
         ...

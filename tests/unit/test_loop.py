@@ -18,7 +18,7 @@ from components.phases import Phases
 from components.rl.course import Course
 from components.rl.loop import averages, num_updates, ratio_gap, train
 from components.rl.settings import RLSettings
-from components.rl.types import Batch, Forward, Means
+from components.rl.types import Batch, Forward, Means, State
 from components.settings import Compute, Optimizer
 from components.termination import Terminated
 from components.updates import Updater
@@ -67,8 +67,9 @@ class Numbers:
         metrics, scatter = {"rollout/score": float(number)}, [(float(ids.sum()), 0.5)]
         return Batch(ids, torch.ones_like(mask), mask, logprobs, metrics=metrics, scatter=scatter)
 
-    def state(self) -> dict[str, Tensor]:
-        return {"random.numbers": self.generator.get_state()}
+    def state(self) -> State:
+        state = self.generator.get_state()
+        return lambda: {"random.numbers": state}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         self.generator.set_state(tensors["random.numbers"])

@@ -220,3 +220,12 @@ def test_only_the_first_process_tells(
         assert tracking.folder() is None
     assert len(watcher.alerts) == 1
     assert not caplog.records and not (tmp_path / "alerts.jsonl").exists()
+
+
+def test_responses_that_are_meant_to_be_stale_are_an_alert_only_where_they_stay_too_far_away() -> None:
+    watcher = rl_monitor(SETTINGS, "fp32", PPOLagSettings(lambda_max=5.0), staleness=2)
+    assert set(PLANTED) - {d.name for d in watcher.detectors} == {"sampler_mismatch", "negative_kl"}
+    wrong = HEALTHY | {"sampler/logprob_gap": 0.2, "rollout/kl_k1": -0.2}
+    assert fired(watcher, [wrong] * (PATIENCE - 1) + [HEALTHY]) == []
+    assert fired(watcher, [wrong] * (PATIENCE + 1), start=4) == [("too_stale", 3 + PATIENCE)]
+    assert "0.2 nats" in watcher.alerts[0].message and "too far in 2 batches" in watcher.alerts[0].message

@@ -174,7 +174,7 @@ def test_batches_follow_from_their_number_and_pass_over_every_pair(tokenizer: An
     for first in (0, 3):
         assert sorted(number for batch in fresh[first : first + 3] for number in batch) == list(range(10, 16))
     assert going_on.rows_per_batch == 4
-    assert going_on.state() == {}
+    assert going_on.state()() == {}
 
 
 def test_what_a_batch_of_pairs_measures(tokenizer: Any, reference: Any) -> None:

@@ -205,9 +205,9 @@ def test_algorithms_without_a_policy_gradient_measure_and_weigh_nothing(
 
 def test_the_state_of_a_source_is_its_samplers(models: Models, networks: Networks, rollout: Rollout) -> None:
     made = source(models, networks, GRPOSettings(group_size=2), Elsewhere(rollout, 0.1))
-    state = made.state()
+    state = made.state()()
     made.restore({name: tensor + 2 for name, tensor in state.items()})
-    assert {name: int(tensor) for name, tensor in made.state().items()} == {"random.sampler": 5}
+    assert {name: int(tensor) for name, tensor in made.state()().items()} == {"random.sampler": 5}
 
 
 class Reading(Networks):

@@ -36,7 +36,7 @@ from components.rl.course import Course
 from components.rl.loop import num_updates, train
 from components.rl.networks import Networks
 from components.rl.settings import RLSettings
-from components.rl.types import Batch, Source
+from components.rl.types import Batch, Source, State
 from components.scoring import load_scorer
 from components.serving.model import load_folder
 from components.settings import Compute, Generation, Optimizer
@@ -102,7 +102,7 @@ class Stale:
         self.ahead.append(self.source.batch(number + 1))
         return late
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> State:
         """As the source's."""
         return self.source.state()
 
@@ -141,7 +141,7 @@ def test_a_batch_is_a_copy_that_later_updates_do_not_reach(run_of: Any) -> None:
 def test_the_draws_and_the_place_in_the_data_go_on_where_they_stopped(run_of: Any) -> None:
     whole, resumed, careless = (run_of(RLOOSettings()).source for _ in range(3))
     whole.batch(0)
-    resumed.restore(whole.state())
+    resumed.restore(whole.state()())
     expected = whole.batch(1)
     assert torch.equal(resumed.batch(1).input_ids, expected.input_ids)
     lost = careless.batch(1)  # the place in the data is the number; the draws would start over
