@@ -14,7 +14,7 @@ VLLM   := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint mutation kill bench compile serve vllm sampler clean
+.PHONY: help setup run test lint mutation kill bench overlap compile serve vllm sampler clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ kill: $(READY) ## kill 50 tiny rl runs at random moments and start them again (s
 
 bench: $(READY) ## ours against TRL: seconds a step and peak memory (some hours on 2 cores; --quick: minutes)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
+
+overlap: $(READY) ## sampling ahead against sampling in turn, on finished demo runs: RUNS="A B C" (an hour on 2 cores)
+	@$(BIN)/python benchmarks/overlap.py $(RUNS) $(ARGS)
 
 vllm: $(VLLM_READY) ## make .venv-vllm, with a vLLM server for CPUs (some 3 GB)
 

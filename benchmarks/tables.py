@@ -72,13 +72,13 @@ def report(run: Run) -> str:
     return "\n".join([*lines, *(_row(run, *row) for row in rows)])
 
 
-def written(text: str, table: str) -> str:
+def written(text: str, table: str, start: str = START, end: str = END) -> str:
     """The file's text with the table between its markers; they are added at the end where there are none."""
-    block = f"{START}\n{table}\n{END}"
-    if START not in text:
+    block = f"{start}\n{table}\n{end}"
+    if start not in text:
         return f"{text.rstrip()}\n\n{block}\n"
-    before, _, rest = text.partition(START)
-    return before + block + rest.partition(END)[2]
+    before, _, rest = text.partition(start)
+    return before + block + rest.partition(end)[2]
 
 
 def lengths(cells: Sequence[Cell]) -> str:

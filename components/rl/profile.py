@@ -21,8 +21,8 @@ WHAT: Mapping[Phase, str] = {
     "other": "all else: texts, advantages, metrics, logging",
 }
 COLOURS: Mapping[Phase, str] = {
-    "waited": "#f2f4f7", "weights": "#a9c6e3", "prefill": "#6a9fd4", "decode": BLUE, "score": GOLD, "reference": "#e6d48f",
-    "read": "#8a6fb0", "update": RED, "ptx": "#e39a94", "checkpoint": "#4a5361",
+    "waited": "#f2f4f7", "weights": "#a9c6e3", "prefill": "#6a9fd4", "decode": BLUE, "score": GOLD,
+    "reference": "#e6d48f", "read": "#8a6fb0", "update": RED, "ptx": "#e39a94", "checkpoint": "#4a5361",
     "other": "#c3cad3",
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from components.rl.ahead import Ahead
 from components.rl.algorithm_settings import DPOSettings
 from components.rl.settings import RLSettings
 from components.rl.step import run
-from components.settings import FunctionScorerSettings, Lora, OverlapSettings
+from components.settings import FunctionScorerSettings, Lora, Optimizer, OverlapSettings
 from components.termination import Terminated, watch
 from components.tracking import track
 from tiny_models import ROLLOUT_UPDATES, ROLLOUTS, tiny_rl
@@ -147,14 +148,27 @@ def queued(folder: Path) -> set[int]:
     return {int(parts[1]) for parts in names if parts[1] != "next"}
 
 
+def own_scores(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> FunctionScorerSettings:
+    """A scorer that the process finds as a person's own."""
+    (folder / "own_scores.py").write_text(f"def score(prompts, responses):\n    return {code}\n")
+    monkeypatch.syspath_prepend(str(folder))
+    return FunctionScorerSettings(name="own_scores:score")
+
+
+def test_a_stale_run_learns(run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = own_scores(tmp_path, monkeypatch, "[-len(response) / 10 for response in responses]")
+    quick = Optimizer(lr=1e-2, schedule="constant", warmup=0.0)
+    sizes = {"rollouts": 12, "prompts_per_rollout": 8, "minibatch_size": 16, "micro_batch_size": 32}
+    settings = tiny_rl("rloo", "fp32", overlap=OverlapSettings(), reward_scorer=short, optimizer=quick, **sizes)
+    scores = [row["rollout/score"] for row in run_here(settings, "short")["history"]]
+    assert statistics.mean(scores[:3]) < -0.6 and statistics.mean(scores[-3:]) > -0.2
+
+
 def test_scores_that_nothing_can_be_learned_from_end_the_step_with_the_scorers_own_message(
     run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "def broken(prompts, responses):\n    return [float('nan')] * len(prompts)\n"
-    (tmp_path / "own_scores.py").write_text(code)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    broken = FunctionScorerSettings(name="own_scores:broken")
-    with pytest.raises(InputError, match=r"^rl\.reward_scorer\.name \(own_scores:broken\): 8 of 8 scores are not"):
+    broken = own_scores(tmp_path, monkeypatch, "[float('nan')] * len(prompts)")
+    with pytest.raises(InputError, match=r"^rl\.reward_scorer\.name \(own_scores:score\): 8 of 8 scores are not"):
         run_here(tiny_rl("ppo", "fp32", overlap=OverlapSettings(), reward_scorer=broken), "broken")
     assert not multiprocessing.active_children()
 
