@@ -221,7 +221,8 @@ class OverlapSettings(Group):
     """Seconds that one batch may take, for the first with all that has to be loaded; after that the process counts as
     dead."""
     threads: int | None = Field(None, ge=1)
-    """Threads of that process; absent takes half of those there are. The process that trains has the others."""
+    """Threads of that process; absent takes half of those there are. The process that trains has the others; with a
+    staleness of 0, where the two take turns, both have all."""
     gpu: int | None = Field(None, ge=0)
     """The GPU of that process, by its number; absent takes the second, or the one there is."""
 
