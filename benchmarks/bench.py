@@ -12,101 +12,38 @@ import argparse
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any, NoReturn
 
+from children import HERE, Children, nursery
 from measurement import WORK, Measurement, Task
-from tables import Cell, Run, progress, report, written
+from options import file, positive, some
+from tables import LEFT_OUT, Cell, Run, progress, report, written
 
-HERE = Path(__file__).parent
 SYSTEMS = ("ours", "peer")
 SIZES, DTYPES = ("1m", "3m", "7m", "40m"), ("fp32", "bf16")
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 LIBRARIES = ("torch", "transformers", "trl")
-
-
-class Held:
-    """SIGINT and SIGTERM from now on, until they are released."""
-
-    def __init__(self) -> None:
-        self._came = False
-        self._handlers = {number: signal.signal(number, self._note) for number in STOPPING}
-
-    def release(self) -> None:
-        """Put the handlers back. Raises KeyboardInterrupt where one of the signals has come."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        if self._came:
-            raise KeyboardInterrupt
-
-    def _note(self, *_: Any) -> None:
-        self._came = True
-
-
-@dataclass(frozen=True)
-class Children:
-    """Starts the scripts beside this file, one at a time, and leaves none behind."""
-
-    threads: int
-    log: IO[str]
-    """Where they write their errors."""
-
-    def run(self, script: str, *arguments: object) -> tuple[int, str]:
-        """Exit code and output; a child is killed, and all that it started, when this process is to stop."""
-        variables = {
-            "OMP_NUM_THREADS": str(self.threads),
-            "PYTHONPATH": str(HERE.parent),  # the code beside this file, whatever is installed
-            "CUDA_VISIBLE_DEVICES": "",
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        command = [sys.executable, str(HERE / script), *map(str, arguments)]
-        held = Held()  # a signal that came before the child is known could not kill it
-        child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=os.environ | variables,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            held.release()
-            output, _ = child.communicate()
-        except BaseException:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            raise
-        return child.returncode, output
-
-    def last_words(self) -> str:
-        """The last line that was written to the log."""
-        lines = [line for line in Path(self.log.name).read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1].strip() if lines else "it said nothing"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code."""
     given = parsed(arguments)
-    if "peer" in given.systems and not _installed("trl"):
+    if "peer" in given.systems and not installed("trl"):
         print(
             "trl is not installed, and the peer is TRL. Install the dev extra (`make setup`), or measure ours alone: "
             "--only ours.",
             file=sys.stderr,
         )
         return 2
-    signal.signal(signal.SIGTERM, _interrupt)
     run = Run(given.steps, given.threads, versions(), given.data)
     try:
-        with tempfile.TemporaryDirectory(prefix="plumbline-bench-") as scratch:
-            folder = Path(scratch)
-            with (folder / "log.txt").open("w") as log:
-                if problem := measure(run, given, folder, Children(given.threads, log)):
-                    print(problem, file=sys.stderr)
-                    return 2
+        with nursery(given.threads) as (folder, children):
+            if problem := measure(run, given, folder, children):
+                print(problem, file=sys.stderr)
+                return 2
     except KeyboardInterrupt:
         print(f"\nInterrupted after {len(run.cells)} measurements; no table was written.", file=sys.stderr)
         return 130
@@ -135,10 +72,14 @@ def measure(run: Run, given: argparse.Namespace, folder: Path, children: Childre
     return ""
 
 
-def measured(children: Children, system: str, task: Task) -> tuple[Measurement | None, str]:
-    """What a process measured, or None and why there is nothing."""
-    options = ["--size", task.size, "--dtype", task.dtype, "--steps", task.steps]
-    code, output = children.run(f"{system}.py", task.what, task.folder, *options)
+def measured(
+    children: Children, system: str, task: Task, limit_s: float | None = None
+) -> tuple[Measurement | None, str]:
+    """What a process measured, or None and why there is nothing: it failed, or took more than `limit_s` seconds."""
+    try:
+        code, output = children.run(f"{system}.py", *task.arguments, limit_s=limit_s)
+    except subprocess.TimeoutExpired:
+        return None, LEFT_OUT
     if code:
         return None, f"exit code {code}: {children.last_words()}"
     return Measurement(**json.loads(output.splitlines()[-1])), ""
@@ -147,25 +88,15 @@ def measured(children: Children, system: str, task: Task) -> tuple[Measurement |
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `readme` is None where the table is only printed."""
     parser = argparse.ArgumentParser(prog="bench.py", description=(__doc__ or "").partition("\n")[0])
-
-    def some(accepted: Sequence[str]) -> Any:
-        def split(text: str) -> tuple[str, ...]:
-            for name in (names := tuple(text.split(","))):
-                if name not in accepted:
-                    raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(accepted)}")
-            return names
-
-        return split
-
     parser.add_argument("--quick", action="store_true", help="3 steps of the 7m model in fp32")
     parser.add_argument("--what", type=some(tuple(WORK)), default=tuple(WORK), help="such as rloo,dpo; all by default")
     parser.add_argument("--sizes", type=some(SIZES), help="7m,40m by default")
     parser.add_argument("--dtypes", type=some(DTYPES), help="fp32,bf16 by default")
-    parser.add_argument("--steps", type=_positive, help="measured after the first; 7 by default")
-    parser.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="all cores by default")
-    parser.add_argument("--data", type=_file, help="pairs in any form that preprocess takes; made up by default")
+    parser.add_argument("--steps", type=positive, help="measured after the first; 7 by default")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="all cores by default")
+    parser.add_argument("--data", type=file, help="pairs in any form that preprocess takes; made up by default")
     parser.add_argument("--only", choices=SYSTEMS, help="measure one side alone")
-    parser.add_argument("--readme", type=_file, help="where the table goes, between its markers")
+    parser.add_argument("--readme", type=file, help="where the table goes, between its markers")
     given = parser.parse_args(arguments)
     part = given.quick or given.only or given.sizes or given.dtypes or given.steps or given.what != tuple(WORK)
     given.readme = given.readme or (None if part else HERE / "README.md")
@@ -178,31 +109,16 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def versions() -> dict[str, str]:
     """Of Python and of the libraries that both sides use."""
-    return {"Python": platform.python_version()} | {name: version(name) for name in LIBRARIES if _installed(name)}
+    return {"Python": platform.python_version()} | {name: version(name) for name in LIBRARIES if installed(name)}
 
 
-def _installed(name: str) -> bool:
+def installed(name: str) -> bool:
+    """Whether a distribution of this name is there."""
     try:
         version(name)
     except PackageNotFoundError:
         return False
     return True
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return int(text)
-
-
-def _file(text: str) -> Path:
-    if not Path(text).is_file():
-        raise argparse.ArgumentTypeError(f"{text}: no such file")
-    return Path(text)
-
-
-def _interrupt(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

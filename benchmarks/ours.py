@@ -2,13 +2,15 @@
 
     python benchmarks/ours.py {rloo,grpo,online_dpo,dpo,dpo_later,reward,sft} FOLDER [--size 7m] [--dtype fp32]
 
-FOLDER is what workload.py made. The steps sft, reward and rl run as the pipeline runs them, only with these settings.
-A step ends where its numbers go to tracking. One update learns from what was just sampled, once, as in TRL's
-trainers; rollouts and pairs are read 16 rows at a time, the default of `rl.micro_batch_size`.
+FOLDER is what workload.py made. The steps sft, reward and rl run as the pipeline runs them, only with these settings,
+up to the saving of the model. A step ends where its numbers go to tracking. One update learns from what was just
+sampled, once, as in TRL's trainers; rollouts and pairs are read 16 rows at a time, the default of
+`rl.micro_batch_size`, unless --micro says otherwise.
 """
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +20,7 @@ from unittest.mock import patch
 import accelerate  # noqa: F401  loaded before memory is first measured, as the peer's libraries are
 import torch
 
+import absent  # noqa: F401  first: it stands in for libraries that are missing
 from components import tracking
 from components.artifacts import read_json
 from components.phases import ResidentMemory
@@ -35,18 +38,7 @@ from components.rl.settings import RLSettings
 from components.settings import Compute, Generation, Optimizer, Training
 from components.sft import step as sft
 from components.sft.settings import SFTSettings
-from measurement import (
-    KL_COEF,
-    LEARNING_RATE,
-    MAX_LENGTH,
-    PROMPT_TOKENS,
-    RESPONSE_TOKENS,
-    RESPONSES,
-    ROWS,
-    Measurement,
-    Stopwatch,
-    Task,
-)
+from measurement import KL_COEF, LEARNING_RATE, Measurement, Task, stopwatch
 
 ONLINE: dict[str, AlgorithmSettings] = {
     "rloo": RLOOSettings(group_size=4, kl_coef=KL_COEF),
@@ -56,8 +48,8 @@ ONLINE: dict[str, AlgorithmSettings] = {
 
 
 def measure(task: Task) -> Measurement:
-    """Train for the task's steps; the model that comes out is thrown away."""
-    watch = Stopwatch()
+    """Train for the task's steps; the model that comes out is not saved."""
+    watch = stopwatch(task.device)
     log_metrics = tracking.log_metrics
 
     def logged(metrics: Mapping[str, float], update: int) -> tracking.Row:
@@ -65,11 +57,12 @@ def measure(task: Task) -> Measurement:
         watch.lengths += [metrics["rollout/length"]] if "rollout/length" in metrics else []
         return log_metrics(metrics, update)
 
-    with (
-        TemporaryDirectory(prefix="plumbline-") as scratch,
-        patch.object(tracking, "log_metrics", logged),
-        patch.object(ResidentMemory, "peak", side_effect=OSError),  # or phases would start over the peak that we read
-    ):
+    with TemporaryDirectory(prefix="plumbline-") as scratch, ExitStack() as patches:
+        patches.enter_context(patch.object(tracking, "log_metrics", logged))
+        # phases would start over the peak of resident memory, which is read at the end
+        patches.enter_context(patch.object(ResidentMemory, "peak", side_effect=OSError))
+        for step in (sft, reward, rl):
+            patches.enter_context(patch.object(step, "save_model"))
         run(task, Path(scratch) / "model")
     return watch.result(task, torch.get_num_threads())
 
@@ -90,27 +83,33 @@ def run(task: Task, model: Path) -> None:
 
 
 def online(task: Task) -> RLSettings:
-    """Settings for what samples: 32 responses of 64 tokens to prompts of 64 tokens, and one update on them."""
+    """Settings for what samples: one update on the responses of a step."""
     algorithm: Any = ONLINE[task.what]
+    load = task.load
     return RLSettings(
         algorithm=algorithm,
         rollouts=task.updates,
-        prompts_per_rollout=RESPONSES // algorithm.group_size,
-        minibatch_size=RESPONSES,
-        generation=Generation(max_prompt_tokens=PROMPT_TOKENS, max_new_tokens=RESPONSE_TOKENS),
+        prompts_per_rollout=load.responses // algorithm.group_size,
+        minibatch_size=load.responses,
+        micro_batch_size=load.micro,
+        generation=Generation(
+            max_prompt_tokens=load.prompt_tokens, max_new_tokens=load.response_tokens, batch_size=load.decoded
+        ),
         optimizer=Optimizer(lr=LEARNING_RATE),
         compute=Compute(dtype=task.dtype),
     )
 
 
 def pairs(task: Task) -> RLSettings:
-    """Settings for dpo: 16 pairs a step, none of them cut."""
+    """Settings for dpo: none of the pairs is cut."""
+    load = task.load
     return RLSettings(
         algorithm=DPOSettings(),
         rollouts=task.updates,
-        prompts_per_rollout=ROWS,
-        minibatch_size=2 * ROWS,
-        generation=Generation(max_prompt_tokens=MAX_LENGTH, max_new_tokens=MAX_LENGTH),
+        prompts_per_rollout=load.rows,
+        minibatch_size=2 * load.rows,
+        micro_batch_size=load.micro,
+        generation=Generation(max_prompt_tokens=load.max_length, max_new_tokens=load.max_length),
         optimizer=Optimizer(lr=LEARNING_RATE),
         compute=Compute(dtype=task.dtype),
     )
@@ -120,7 +119,7 @@ def training(task: Task, budget: str) -> Training:
     """Settings for supervised training: one pass, in as many batches as there are steps."""
     return Training(
         batch_tokens=read_json(task.folder / "about.json")[budget],
-        max_length=MAX_LENGTH,
+        max_length=task.load.max_length,
         optimizer=Optimizer(lr=LEARNING_RATE),
         compute=Compute(dtype=task.dtype),
     )

@@ -29,17 +29,7 @@ from transformers import (
 )
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
-from measurement import (
-    KL_COEF,
-    LEARNING_RATE,
-    MAX_LENGTH,
-    RESPONSE_TOKENS,
-    RESPONSES,
-    ROWS,
-    Measurement,
-    Stopwatch,
-    Task,
-)
+from measurement import KL_COEF, LEARNING_RATE, Measurement, Stopwatch, Task, stopwatch
 
 
 class Laps(TrainerCallback):
@@ -60,7 +50,7 @@ class Laps(TrainerCallback):
 
 def measure(task: Task) -> Measurement:
     """Train for the task's steps."""
-    watch = Stopwatch()
+    watch = stopwatch(task.device)
     torch.manual_seed(0)
     with TemporaryDirectory(prefix="plumbline-") as scratch:
         trainer = TRAINERS[task.what](task, arguments(task, scratch), [Laps(watch)])
@@ -74,7 +64,7 @@ def arguments(task: Task, scratch: str) -> dict[str, Any]:
         "output_dir": scratch,
         "max_steps": task.updates,
         "learning_rate": LEARNING_RATE,
-        "use_cpu": True,
+        "use_cpu": task.device == "cpu",
         "bf16": task.dtype == "bf16",
         "gradient_checkpointing": False,
         "logging_steps": task.updates,
@@ -93,7 +83,7 @@ def rows(task: Task, name: str) -> list[dict[str, str]]:
 def sft(task: Task, common: dict[str, Any], callbacks: list[Any]) -> Any:
     """The loss is that of the responses alone, as with ours."""
     answers = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows(task, "whole")]
-    config = trl.SFTConfig(per_device_train_batch_size=ROWS, max_length=MAX_LENGTH, **common)
+    config = trl.SFTConfig(per_device_train_batch_size=task.load.rows, max_length=task.load.max_length, **common)
     return trl.SFTTrainer(
         str(task.model / "policy"), args=config, train_dataset=Dataset.from_list(answers), callbacks=callbacks
     )
@@ -101,7 +91,7 @@ def sft(task: Task, common: dict[str, Any], callbacks: list[Any]) -> Any:
 
 def reward(task: Task, common: dict[str, Any], callbacks: list[Any]) -> Any:
     """From the policy with a new head, as with ours."""
-    config = trl.RewardConfig(per_device_train_batch_size=ROWS, max_length=MAX_LENGTH, **common)
+    config = trl.RewardConfig(per_device_train_batch_size=task.load.rows, max_length=task.load.max_length, **common)
     return trl.RewardTrainer(
         str(task.model / "policy"),
         args=config,
@@ -112,7 +102,7 @@ def reward(task: Task, common: dict[str, Any], callbacks: list[Any]) -> Any:
 
 def dpo(task: Task, common: dict[str, Any], callbacks: list[Any]) -> Any:
     """The reference is a copy that the trainer makes of the policy."""
-    config = trl.DPOConfig(per_device_train_batch_size=ROWS, max_length=MAX_LENGTH, **common)
+    config = trl.DPOConfig(per_device_train_batch_size=task.load.rows, max_length=task.load.max_length, **common)
     pairs = rows(task, "pass" if task.what == "dpo_later" else "whole")
     return trl.DPOTrainer(
         str(task.model / "policy"), args=config, train_dataset=Dataset.from_list(pairs), callbacks=callbacks
@@ -123,9 +113,9 @@ def policy_gradient(task: Task, common: dict[str, Any], callbacks: list[Any]) ->
     """RLOO or GRPO: four responses to a prompt, one update on them."""
     kind = task.what.upper()
     config = getattr(trl, f"{kind}Config")(
-        per_device_train_batch_size=RESPONSES,
+        per_device_train_batch_size=task.load.responses,
         num_generations=4,
-        max_completion_length=RESPONSE_TOKENS,
+        max_completion_length=task.load.response_tokens,
         beta=KL_COEF,
         temperature=1.0,
         **common,
@@ -144,8 +134,8 @@ def policy_gradient(task: Task, common: dict[str, Any], callbacks: list[Any]) ->
 def online_dpo(task: Task, common: dict[str, Any], callbacks: list[Any]) -> Any:
     """Two responses to a prompt."""
     config = OnlineDPOConfig(
-        per_device_train_batch_size=RESPONSES // 2,
-        max_new_tokens=RESPONSE_TOKENS,
+        per_device_train_batch_size=task.load.responses // 2,
+        max_new_tokens=task.load.response_tokens,
         beta=KL_COEF,
         temperature=1.0,
         **common,

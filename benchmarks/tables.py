@@ -1,4 +1,4 @@
-"""The table that `bench.py` writes: a row for every kind of work, model and dtype, ours beside TRL."""
+"""The table that `bench.py` and `gpu.py` write: a row for every kind of work, model and dtype, ours beside TRL."""
 
 import os
 import platform
@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from measurement import RESPONSE_TOKENS, RESPONSES, WORK, Measurement, median
+from measurement import SAMPLING, STANDARD, WORK, Load, Measurement, median
 
 GOALS = {"rloo": (3.0, 0.7), "grpo": (2.5, 0.7), "online_dpo": (2.0, 0.7), "dpo": (2.5, 0.7), "dpo_later": (3.0, 0.7),
          "reward": (1.3, 0.8), "sft": (1.3, 0.8)}  # fmt: skip
 """How many times as fast as TRL, and what share of its peak memory at most."""
-START, END = "<!-- bench -->", "<!-- /bench -->"
-"""Around the table in the file it is written to."""
+LEFT_OUT = "left out: the time was up"
 NAMES = {"ours": "ours", "peer": "TRL"}
 
 
@@ -42,16 +41,19 @@ class Run:
     about: dict[str, Any] = field(default_factory=dict)
     """What workload.py says of the data."""
     cells: list[Cell] = field(default_factory=list)
+    load: Load = STANDARD
+    gpu: str = ""
+    """What they were measured on; empty for this machine's processors."""
 
 
 def progress(cell: Cell) -> str:
     """One line on a measurement that has just been made."""
     label = f"{NAMES[cell.system]:<5}{cell.what:<11}{cell.size:<4}{cell.dtype}"
     if (found := cell.measurement) is None:
-        return f"{label}  failed: {cell.problem}"
+        return f"{label}  {_missing(cell)}{'' if cell.problem == LEFT_OUT else f': {cell.problem}'}"
     length = "" if found.response_tokens is None else f", {found.response_tokens:.1f} tokens a response"
     spread = f"{median(found.seconds):.3f} s a step ({min(found.seconds):.3f} to {max(found.seconds):.3f})"
-    memory = f"peak {found.peak_mb:.0f} MB, {found.growth_mb:.0f} above the start"
+    memory = f"peak {found.peak_mb:.0f} MB, {_beside(found)}"
     return f"{label}  {spread}, {memory}, {found.threads} threads{length}"
 
 
@@ -61,19 +63,20 @@ def report(run: Run) -> str:
     data = f"Pairs of {run.about['data']}" if run.about.get("data") else "Made-up pairs"
     left_out = f" ({run.about['left_out']} longer ones left out)" if run.about.get("left_out") else ""
     lines = [
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}, {run.threads} threads. {shown}. {data}{left_out}. "
+        f"{datetime.now(UTC):%Y-%m-%d}, {run.gpu or machine()}, {run.threads} threads. {shown}. {data}{left_out}. "
         f"{lengths(run.cells)}Median of {run.steps} steps.",
         "",
-        "| work | model | dtype | ours: s a step (tokens/s) | TRL | times as fast (goal) | ours: peak MB (above start) "
-        "| TRL | share (goal) |",
+        "| work | model | dtype | ours: s a step (tokens/s) | TRL | times as fast (goal) "
+        f"| ours: peak MB ({'reserved' if run.gpu else 'above start'}) | TRL | share (goal) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     rows = dict.fromkeys((cell.what, cell.size, cell.dtype) for cell in run.cells)
     return "\n".join([*lines, *(_row(run, *row) for row in rows)])
 
 
-def written(text: str, table: str, start: str = START, end: str = END) -> str:
-    """The file's text with the table between its markers; they are added at the end where there are none."""
+def written(text: str, table: str, name: str = "bench") -> str:
+    """The file's text with the table between the markers of this name, which are added at its end if there are none."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     block = f"{start}\n{table}\n{end}"
     if start not in text:
         return f"{text.rstrip()}\n\n{block}\n"
@@ -108,31 +111,45 @@ def _processor() -> str:
 
 
 def _row(run: Run, what: str, size: str, dtype: str) -> str:
-    row = [cell for cell in run.cells if (cell.what, cell.size, cell.dtype) == (what, size, dtype)]
-    found = {cell.system: cell.measurement for cell in row}
-    ours, peer = found.get("ours"), found.get("peer")
+    row = {cell.system: cell for cell in run.cells if (cell.what, cell.size, cell.dtype) == (what, size, dtype)}
+    ours, peer = (row[system].measurement if system in row else None for system in NAMES)
     faster = smaller = "-"
     if ours and peer:
         faster = f"{median(peer.seconds) / median(ours.seconds):.2f} ({GOALS[what][0]:g})"
         smaller = f"{ours.peak_mb / peer.peak_mb:.2f} ({GOALS[what][1]:g})"
-    times = [_time(run, what, found[system]) if system in found else "-" for system in NAMES]
-    memory = [_memory(found[system]) if system in found else "-" for system in NAMES]
+    times = [_time(run, row[system]) if system in row else "-" for system in NAMES]
+    memory = [_memory(row[system]) if system in row else "-" for system in NAMES]
     return f"| {' | '.join([WORK[what], size, dtype, *times, faster, *memory, smaller])} |"
 
 
-def _time(run: Run, what: str, found: Measurement | None) -> str:
-    if found is None:
-        return "failed"
+def _time(run: Run, cell: Cell) -> str:
+    if (found := cell.measurement) is None:
+        return _missing(cell)
     seconds = median(found.seconds)
-    return f"{seconds:.3f} ({tokens(run, what, found) / seconds:.0f})"
+    return f"{seconds:.3f} ({tokens(run, cell.what, found) / seconds:.0f})"
 
 
-def _memory(found: Measurement | None) -> str:
-    return "failed" if found is None else f"{found.peak_mb:.0f} ({found.growth_mb:.0f})"
+def _memory(cell: Cell) -> str:
+    if (found := cell.measurement) is None:
+        return _missing(cell)
+    beside = found.growth_mb if found.reserved_mb is None else found.reserved_mb
+    return f"{found.peak_mb:.0f} ({beside:.0f})"
+
+
+def _missing(cell: Cell) -> str:
+    """Why there is no measurement, in two words."""
+    return "left out" if cell.problem == LEFT_OUT else "failed"
+
+
+def _beside(found: Measurement) -> str:
+    """What is worth knowing beside the peak."""
+    if found.reserved_mb is not None:
+        return f"{found.reserved_mb:.0f} reserved"
+    return f"{found.growth_mb:.0f} above the start"
 
 
 def tokens(run: Run, what: str, found: Measurement) -> float:
     """Tokens of a step: sampled ones, or those of the rows it learns from, padding left out."""
-    if what in ("rloo", "grpo", "online_dpo"):
-        return RESPONSES * (found.response_tokens or RESPONSE_TOKENS)
+    if what in SAMPLING:
+        return run.load.responses * (found.response_tokens or run.load.response_tokens)
     return float(run.about["sft_tokens" if what == "sft" else "pair_tokens"]) / (run.steps + 1)

@@ -2,13 +2,14 @@
 
     python benchmarks/workload.py FOLDER [--sizes 7m,40m] [--steps 7] [--data pairs.jsonl]
 
-FOLDER then holds, for every size, policy/ and reward/: a Llama of random weights with 4096 tokens and a reward model
-of the same size. whole/ and pass/ are data folders of ours: as many pairs as the measured steps learn from and one
-step more, and as few as `dpo_later` needs, so that it soon meets them again. whole.json, pass.json and prompts.json
-are the same rows for the peer, as text with the chat template applied. about.json is what the table says of them.
+FOLDER then holds, for every size, policy/ and reward/: a Llama of random weights with 4096 tokens (0.5b: 32768) and a
+reward model of the same size. whole/ and pass/ are data folders of ours: as many pairs as the measured steps learn
+from and one step more, and as few as `dpo_later` needs, so that it soon meets them again. whole.json, pass.json and
+prompts.json are the same rows for the peer, as text with the chat template applied. about.json is what the table says
+of them.
 
 Without --data the texts are made up: words of random syllables, as frequent as Zipf's law has it, in pairs of
-responses that share a prompt; prompt and response together have 60 to 256 tokens, all lengths equally often.
+responses that share a prompt; prompt and response together have 60 to --max-length tokens, all lengths equally often.
 """
 
 import argparse
@@ -19,65 +20,71 @@ from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
+import absent  # noqa: F401  first: it stands in for libraries that are missing
 from components.artifacts import DataDir, ModelCard, write_json
 from components.batches import token_batches
 from components.errors import InputError
-from components.preprocess.settings import PreprocessSettings
-from components.preprocess.step import run as preprocess
 from components.records import Demonstration, Message, Preference, Prompt, content_id, prompt_text
 from components.tokens import encode_prompt, encode_response
-from measurement import MAX_LENGTH, PROMPT_TOKENS, ROWS, pass_updates
+from measurement import STANDARD, Load, pass_updates
 
-VOCABULARY = 4096
+LARGER = {"0.5b": (896, 24, 14, 2, 4864)}
+"""Beyond the sizes of the base step: hidden, layers, heads, key-value heads, feed-forward."""
+VOCABULARY, LARGE_VOCABULARY = 4096, 32768
 SHORTEST = 60
 """Tokens of the shortest made-up sequence."""
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 MADE_UP = 2000
-"""Pairs that are made up: enough text for a vocabulary of 4096."""
+"""Pairs that are made up: enough text for either vocabulary."""
 
 
-def build(folder: Path, sizes: Sequence[str], steps: int, data: Path | None = None) -> None:
+def build(folder: Path, sizes: Sequence[str], steps: int, data: Path | None = None, load: Load = STANDARD) -> None:
     """Write models and data. Raises InputError when `data` holds too few pairs or prompts of the lengths needed."""
     from components.base.architecture import train_tokenizer
 
     generator = random.Random(0)
-    pairs = read(data) if data else made_up(generator)
+    vocabulary = LARGE_VOCABULARY if LARGER.keys() & set(sizes) else VOCABULARY
+    pairs = read(data) if data else made_up(generator, vocabulary, load.max_length)
     generator.shuffle(pairs)
     texts = (text for row in pairs for text in (prompt_text(row.prompt), row.chosen, row.rejected))
-    tokenizer = train_tokenizer(texts, VOCABULARY)
+    tokenizer = train_tokenizer(texts, vocabulary)
     for size in sizes:
         write_models(folder / size, size, tokenizer)
-    needed = ROWS * (1 + steps)
-    fitting = [row for row in pairs if longest(row, tokenizer) <= MAX_LENGTH]
-    prompts = list(full_prompts(pairs, tokenizer))
-    source = str(data) if data else "the made-up pairs"
-    for found, what in ((fitting, f"pairs of at most {MAX_LENGTH} tokens"),
-                        (prompts, f"prompts of {PROMPT_TOKENS} tokens or more")):  # fmt: skip
-        if len(found) < needed:
-            raise InputError(f"{source}: {len(found)} {what}; {steps} steps need {needed}. Give more, or fewer steps.")
-    write_data(folder, "whole", fitting[:needed], prompts[:needed], tokenizer)
-    write_data(folder, "pass", fitting[: ROWS * pass_updates(steps)], prompts[:needed], tokenizer)
+    fitting = [row for row in pairs if longest(row, tokenizer) <= load.max_length]
+    prompts = list(full_prompts(pairs, tokenizer, load.prompt_tokens))
+    source, updates = str(data) if data else "the made-up pairs", 1 + steps
+    needed, asked = load.rows * updates, load.responses // 2 * updates  # online_dpo takes two responses to a prompt
+    for found, number, what in ((fitting, needed, f"pairs of at most {load.max_length} tokens"),
+                                (prompts, asked, f"prompts of {load.prompt_tokens} tokens or more")):  # fmt: skip
+        if len(found) < number:
+            raise InputError(f"{source}: {len(found)} {what}; {steps} steps need {number}. Give more, or fewer steps.")
+    write_data(folder, "whole", fitting[:needed], prompts[:asked], tokenizer)
+    write_data(folder, "pass", fitting[: load.rows * pass_updates(steps)], prompts[:asked], tokenizer)
     about = {"data": data.name if data else "", "left_out": len(pairs) - len(fitting)}
-    write_json(folder / "about.json", about | budgets(fitting[:needed], tokenizer, 1 + steps))
+    write_json(folder / "about.json", about | budgets(fitting[:needed], tokenizer, updates))
 
 
 def read(path: Path) -> list[Preference]:
     """The pairs of a file in any form that preprocess takes. Raises InputError as it does."""
+    from components.preprocess.settings import PreprocessSettings
+    from components.preprocess.step import run as preprocess
+
     with TemporaryDirectory(prefix="plumbline-") as scratch:
         settings = PreprocessSettings.model_validate({"preferences": [{"path": str(path.resolve())}]})
         preprocess(settings, raw=None, data=Path(scratch))
         return [row for split in ("train", "test") for row in DataDir(Path(scratch)).preferences(split)]
 
 
-def made_up(generator: random.Random) -> list[Preference]:
-    """Pairs of made-up words; a word is about 1.1 tokens."""
+def made_up(generator: random.Random, vocabulary: int, max_length: int) -> list[Preference]:
+    """Pairs of made-up words, enough different ones for the vocabulary; a word is about 1.1 tokens."""
 
     def word() -> str:
         syllables = generator.choices([1, 2, 3], [2, 5, 3])[0]
         return "".join(generator.choice(CONSONANTS) + generator.choice(VOWELS) for _ in range(syllables))
 
-    words = list(dict.fromkeys(word() for _ in range(6000)))
+    words = list(dict.fromkeys(word() for _ in range(6000 * vocabulary // VOCABULARY)))
     weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
 
     def text(tokens: int) -> str:
@@ -85,7 +92,7 @@ def made_up(generator: random.Random) -> list[Preference]:
 
     pairs = []
     for number in range(MADE_UP):
-        lengths = [generator.randint(SHORTEST, MAX_LENGTH) for _ in range(2)]
+        lengths = [generator.randint(SHORTEST, max_length) for _ in range(2)]
         share = generator.randint(SHORTEST // 3, min(lengths) * 2 // 3)
         prompt = (Message("user", text(share)),)
         chosen, rejected = (text(length - share) for length in lengths)
@@ -99,13 +106,13 @@ def longest(row: Preference, tokenizer: Any) -> int:
     return len(encode_prompt(tokenizer, row.prompt)) + max(responses)
 
 
-def full_prompts(pairs: Sequence[Preference], tokenizer: Any) -> Iterator[str]:
-    """Texts that are exactly PROMPT_TOKENS tokens once the template is applied: the ends of prompts and responses."""
-    room = PROMPT_TOKENS - len(encode_prompt(tokenizer, (Message("user", ""),)))
+def full_prompts(pairs: Sequence[Preference], tokenizer: Any, tokens: int) -> Iterator[str]:
+    """Texts of exactly so many tokens once the template is applied: the ends of prompts and responses."""
+    room = tokens - len(encode_prompt(tokenizer, (Message("user", ""),)))
     for row in pairs:
         ids = encode_response(tokenizer, f"{prompt_text(row.prompt)}\n{row.chosen}", ended=False)
         text = tokenizer.decode(ids[-room:])
-        if len(encode_prompt(tokenizer, (Message("user", text),))) == PROMPT_TOKENS:
+        if len(encode_prompt(tokenizer, (Message("user", text),))) == tokens:
             yield text
 
 
@@ -114,11 +121,12 @@ def write_models(folder: Path, size: str, tokenizer: Any) -> None:
     import torch
     from transformers import LlamaForSequenceClassification
 
-    from components.base.architecture import untrained_llama
+    from components.base import architecture
     from components.models import policy_card, save_model
 
     torch.manual_seed(0)
-    policy: Any = untrained_llama(size, tokenizer, max_positions=1024)  # type: ignore[arg-type]
+    with patch.dict(architecture.SIZES, LARGER):
+        policy: Any = architecture.untrained_llama(size, tokenizer, max_positions=1024)  # type: ignore[arg-type]
     card = policy_card("", "base", tokenizer)
     save_model(policy, tokenizer, folder / "policy", card, settings={}, parents={})
     policy.config.num_labels = 1
@@ -150,8 +158,8 @@ def write_data(
 def budgets(pairs: Sequence[Preference], tokenizer: Any, updates: int) -> dict[str, int]:
     """Tokens that the rows have for sft and for pairs, and the budgets with which they make that many batches.
 
-    Our supervised training fills batches up to a number of tokens, rows of like length together, so a batch has
-    sixteen rows on average; the peer's have sixteen each. Both learn from all rows in as many updates.
+    Our supervised training fills batches up to a number of tokens, rows of like length together, so a batch has as many
+    rows on average as each of the peer's. Both learn from all rows in as many updates.
     """
     prompts = [len(encode_prompt(tokenizer, row.prompt)) for row in pairs]
     chosen, rejected = (
@@ -179,9 +187,11 @@ def main() -> int:
     parser.add_argument("--sizes", default="7m,40m")
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--data", type=Path)
-    given = parser.parse_args()
+    Load.add_options(parser)
+    given = vars(parser.parse_args())
+    load = Load.taken(given)
     try:
-        build(given.folder, given.sizes.split(","), given.steps, given.data)
+        build(given["folder"], given["sizes"].split(","), given["steps"], given["data"], load)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -160,9 +160,7 @@ def save_model(
 
 def merged(model: Any) -> Any:
     """The model with its adapters merged into its weights; itself when it has none."""
-    from peft import PeftModel
-
-    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+    return model.merge_and_unload() if hasattr(model, "peft_config") else model
 
 
 def policy_card(base: str, step: str, tokenizer: Tokenizer) -> ModelCard:

@@ -47,9 +47,7 @@ def shared_weights(policy: Any, parent: str, key: str) -> Iterator[Path]:
 
 def merged_copy(model: Any) -> Any:
     """As `merged`, but the model keeps its adapters; for that it is copied."""
-    from peft import PeftModel
-
-    return merged(deepcopy(model)) if isinstance(model, PeftModel) else model
+    return merged(deepcopy(model)) if hasattr(model, "peft_config") else model
 
 
 def _write_tied_head(model: Any, folder: Path) -> None:

@@ -7,7 +7,6 @@ from components.errors import InputError
 from components.scoring.ensemble import EnsembleScorer, load_ensemble
 from components.scoring.function import FunctionScorer
 from components.scoring.model import ModelScorer, load_scorer
-from components.scoring.remote import RemoteScorer
 from components.scoring.scorer import Role, Scorer
 from components.settings import (
     EnsembleScorerSettings,
@@ -17,7 +16,7 @@ from components.settings import (
 )
 
 __all__ = [
-    "EnsembleScorer", "FunctionScorer", "ModelScorer", "RemoteScorer", "Role", "Scorer", "build_scorer", "load_scorer",
+    "EnsembleScorer", "FunctionScorer", "ModelScorer", "Role", "Scorer", "build_scorer", "load_scorer",
 ]  # fmt: skip
 
 
@@ -30,6 +29,8 @@ def build_scorer(settings: ScorerSettings, folder: Path | None, role: Role) -> S
     if isinstance(settings, FunctionScorerSettings):
         return FunctionScorer(settings.name, role)
     if isinstance(settings, UrlScorerSettings):
+        from components.scoring.remote import RemoteScorer
+
         return RemoteScorer(settings, role)
     if folder is None:
         raise InputError(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import bench
+import children
 import ours
 import tables
 import workload
@@ -131,7 +132,7 @@ def test_a_new_table_replaces_the_old_one_and_nothing_else() -> None:
 
 
 def test_without_trl_there_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(bench, "_installed", lambda name: name != "trl")
+    monkeypatch.setattr(bench, "installed", lambda name: name != "trl")
     assert bench.main(["--quick"]) == 2
     assert capsys.readouterr().err == (
         "trl is not installed, and the peer is TRL. Install the dev extra (`make setup`), or measure ours alone: "
@@ -162,12 +163,12 @@ def test_only_a_whole_run_replaces_the_table() -> None:
     assert bench.parsed(["--only", "ours"]).readme is None
 
 
-def children(process: int) -> Iterator[int]:
+def begun(process: int) -> Iterator[int]:
     """Processes that this one has started and that have begun with their script."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            begun = b"workload.py" in path.with_name("cmdline").read_bytes()
-            if begun and int(path.read_text().rpartition(")")[2].split()[1]) == process:
+            has_begun = b"workload.py" in path.with_name("cmdline").read_bytes()
+            if has_begun and int(path.read_text().rpartition(")")[2].split()[1]) == process:
                 yield int(path.parent.name)
         except OSError:  # it has ended since
             continue
@@ -181,10 +182,10 @@ def test_a_signal_that_comes_while_a_child_starts_kills_it(tmp_path: Path, monke
         os.kill(os.getpid(), signal.SIGINT)
         return started[0]
 
-    monkeypatch.setattr(bench, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(children, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
     before = signal.getsignal(signal.SIGINT)
     with (tmp_path / "log").open("w") as log, pytest.raises(KeyboardInterrupt):
-        bench.Children(1, log).run("workload.py")
+        children.Children(1, log).run("workload.py")
     assert started[0].returncode == -signal.SIGKILL
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -199,7 +200,7 @@ def _hear_interrupts() -> None:
 def test_an_interrupted_run_leaves_no_process_behind(number: signal.Signals) -> None:
     command = [sys.executable, str(BENCH), "--only", "ours", "--what", "sft", "--sizes", "1m"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ, preexec_fn=_hear_interrupts)
-    while not (started := list(children(run.pid))):
+    while not (started := list(begun(run.pid))):
         assert run.poll() is None
         time.sleep(0.05)
     run.send_signal(number)

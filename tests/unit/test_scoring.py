@@ -16,10 +16,10 @@ from components.scoring import (
     EnsembleScorer,
     FunctionScorer,
     ModelScorer,
-    RemoteScorer,
     build_scorer,
     load_scorer,
 )
+from components.scoring.remote import RemoteScorer
 from components.scoring.scorer import checked
 from components.settings import (
     EnsembleScorerSettings,

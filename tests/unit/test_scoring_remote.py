@@ -19,7 +19,7 @@ from components.endpoint import retry_after_s, shown_address
 from components.errors import InputError
 from components.generation import Response
 from components.records import Message
-from components.scoring import RemoteScorer
+from components.scoring.remote import RemoteScorer
 from components.settings import UrlScorerSettings
 
 PROMPTS = [(Message("system", "be kind"), Message("user", f"say {number} 🙂")) for number in range(5)]
