@@ -10,7 +10,7 @@ A machine with a GPU may hold torch, transformers and accelerate alone. What is 
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from inspect import get_annotations
@@ -57,20 +57,25 @@ class Plain:
 def stand_in() -> None:
     """Put a stand-in for everything that is missing where an import finds it."""
     if find_spec("pydantic") is None:
-        unchecked: Callable[..., Any] = lambda *_, **__: lambda function: function  # noqa: E731
-        names = dict.fromkeys(("ConfigDict",), dict) | dict.fromkeys(("AfterValidator", "BeforeValidator"), Default)
-        names |= {"BaseModel": Plain, "Field": Default, "model_validator": unchecked, "ValidationError": ValueError}
-        _install("pydantic", names)
-        _install("pydantic_core", {"ErrorDetails": dict})
+        _install(
+            "pydantic",
+            BaseModel=Plain,
+            Field=Default,
+            ConfigDict=dict,
+            AfterValidator=Default,
+            model_validator=lambda **_: lambda method: method,
+            ValidationError=ValueError,
+        )
+        _install("pydantic_core", ErrorDetails=dict)
     if find_spec("pyarrow") is None:
         _tables_as_json()
     if not _is_installed("plumbline"):
         from components import artifacts
 
-        artifacts.version = lambda name: "not installed"
+        setattr(artifacts, "version", lambda name: "not installed")  # noqa: B010  a name that it imports
 
 
-def _install(name: str, content: Mapping[str, Any]) -> None:
+def _install(name: str, **content: Any) -> None:
     module = ModuleType(name)
     vars(module).update(content)
     sys.modules[name] = module
@@ -92,8 +97,8 @@ def _tables_as_json() -> None:
         for number, row in enumerate(json.loads((data.path / kind / f"{split}.json").read_text("utf-8")), start=1):
             yield f"{kind}/{split} row {number}", row
 
-    DataDir.write = write  # type: ignore[assignment, method-assign]
-    DataDir.rows = rows  # type: ignore[method-assign]
+    setattr(DataDir, "write", write)  # noqa: B010  by name: it is a class method there
+    setattr(DataDir, "rows", rows)  # noqa: B010
 
 
 def _is_installed(name: str) -> bool:

@@ -33,6 +33,8 @@ from measurement import STANDARD, Load, pass_updates
 LARGER = {"0.5b": (896, 24, 14, 2, 4864)}
 """Beyond the sizes of the base step: hidden, layers, heads, key-value heads, feed-forward."""
 VOCABULARY, LARGE_VOCABULARY = 4096, 32768
+DRAWN_WORDS = {VOCABULARY: 6000, LARGE_VOCABULARY: 110_000}
+"""Words that are drawn, many of them more than once, for a text with that many tokens."""
 SHORTEST = 60
 """Tokens of the shortest made-up sequence."""
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
@@ -84,7 +86,7 @@ def made_up(generator: random.Random, vocabulary: int, max_length: int) -> list[
         syllables = generator.choices([1, 2, 3], [2, 5, 3])[0]
         return "".join(generator.choice(CONSONANTS) + generator.choice(VOWELS) for _ in range(syllables))
 
-    words = list(dict.fromkeys(word() for _ in range(6000 * vocabulary // VOCABULARY)))
+    words = list(dict.fromkeys(word() for _ in range(DRAWN_WORDS[vocabulary])))
     weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
 
     def text(tokens: int) -> str:
