@@ -14,7 +14,7 @@ VLLM   := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint mutation kill bench overlap compile serve vllm sampler clean
+.PHONY: help setup run test lint mutation kill bench growth overlap compile serve vllm sampler clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,9 @@ bench: $(READY) ## ours against TRL: seconds a step and peak memory (some hours 
 
 overlap: $(READY) ## sampling ahead against sampling in turn, on finished demo runs: RUNS="A B C" (an hour on 2 cores)
 	@$(BIN)/python benchmarks/overlap.py $(RUNS) $(ARGS)
+
+growth: $(READY) ## seconds and memory of a step as it grows, with a picture (a quarter of an hour; --quick: a minute)
+	@$(BIN)/python benchmarks/growth.py $(ARGS)
 
 vllm: $(VLLM_READY) ## make .venv-vllm, with a vLLM server for CPUs (some 3 GB)
 
