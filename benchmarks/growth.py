@@ -55,6 +55,8 @@ class Growth:
 
     given: argparse.Namespace
     points: list[Point] = field(default_factory=list)
+    loads: list[float] = field(default_factory=list)
+    """The machine's load average after each measurement; above the threads, others slowed it down."""
 
     @property
     def longer(self) -> list[Point]:
@@ -103,6 +105,7 @@ def measure(growth: Growth, folder: Path, children: Children) -> str:
         if found is None:
             return f"{load.responses} responses of {load.response_tokens} tokens: {problem}"
         growth.points.append(Point(load.responses, load.response_tokens, found))
+        growth.loads.append(os.getloadavg()[0])
         print(row(growth.points[-1]), flush=True)
     return ""
 
@@ -113,7 +116,8 @@ def report(growth: Growth) -> str:
     shown = ", ".join(f"{name} {number}" for name, number in versions().items() if name != "trl")
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d}, {machine()}, {given.threads} threads. {shown}. rloo, {given.size}, "
-        f"{given.dtype}. Median of {given.steps} steps.",
+        f"{given.dtype}. Median of {given.steps} steps. "
+        f"Load average {min(growth.loads):.1f} to {max(growth.loads):.1f}.",
         "",
         *(f"- {sentence}" for sentence in (compared(growth.longer, "length"), compared(growth.larger, "batch"))),
         "",
@@ -162,13 +166,13 @@ def draw(growth: Growth, path: Path) -> None:
         for (speed, memory), (label, points, what) in zip(axes.T, columns, strict=True):
             places = sorted(points, key=lambda point: getattr(point, what))
             over: list[Any] = [getattr(point, what) for point in places]
-            speed.plot(over, [point.batch / point.seconds for point in places], "o-", color=BLUE)
-            memory.plot(over, [point.found.growth_mb for point in places], "o-", color=GOLD)
+            rates, sizes = ([p.batch / p.seconds for p in places], [p.found.growth_mb for p in places])
+            for axis, values, colour in ((speed, rates, BLUE), (memory, sizes, GOLD)):
+                axis.plot(over, values, "o-", color=colour)
+                axis.set_ylim(0, 1.1 * max(values))
             memory.set_xscale("log", base=2)
             memory.set_xticks(over, [str(place) for place in over])
             memory.set_xlabel(label)
-            for axis in (speed, memory):
-                axis.set_ylim(bottom=0)
         axes[0, 0].set_ylabel("responses a second")
         axes[1, 0].set_ylabel("MB above the start")
         figure.savefig(path, format="svg", metadata={"Date": None}, facecolor="white")

@@ -18,7 +18,7 @@ def point(batch: int, length: int, seconds: float, memory: float) -> Point:
 
 def made() -> Growth:
     shorter = [point(16, 64, 1.0, 50.0), point(32, 64, 2.0, 60.0), point(256, 64, 24.0, 90.0)]
-    return Growth(growth.parsed(["--threads", "1"]), [*shorter, point(32, 512, 20.0, 240.0)])
+    return Growth(growth.parsed(["--threads", "1"]), [*shorter, point(32, 512, 20.0, 240.0)], [1.0, 2.5, 1.2, 1.1])
 
 
 def test_a_process_is_told_its_whole_load() -> None:
@@ -39,7 +39,7 @@ def test_a_step_takes_in_the_load_it_is_given(tmp_path: Path) -> None:
 
 def test_the_table_has_rates_and_what_the_dearest_costs() -> None:
     lines = growth.report(made()).splitlines()
-    assert "1 threads" in lines[0] and "rloo, 7m, fp32. Median of 3 steps." in lines[0]
+    assert "1 threads" in lines[0] and "rloo, 7m, fp32. Median of 3 steps. Load average 1.0 to 2.5." in lines[0]
     assert "- 8 times the length: 10.0 times the seconds, 4.00 times the memory above the start." in lines
     assert "- 16 times the batch: 24.0 times the seconds, 1.80 times the memory above the start." in lines
     # 32 responses of 512 tokens in 20 s: 1.6 responses and 819.2 tokens a second
@@ -65,6 +65,7 @@ def test_every_length_and_batch_is_measured_once(monkeypatch: pytest.MonkeyPatch
     assert sizes == [(16, 64), (32, 64), (32, 128), (32, 256), (32, 512), (64, 64), (128, 64), (256, 64)]
     assert [p.length for p in found.longer] == [64, 128, 256, 512]
     assert [p.batch for p in found.larger] == [16, 32, 64, 128, 256]
+    assert len(found.loads) == 8 and min(found.loads) >= 0
 
 
 def test_a_failed_measurement_ends_the_run_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
