@@ -19,6 +19,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CARD = "card.json"
 MEMBERS = "members"
+ADAPTER = "adapter"
 Metrics = dict[str, float]
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """How the architectures with a language-model head end in config.json; a reward model's, say, ends otherwise."""

@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from components.artifacts import LANGUAGE_MODELS, MEMBERS, ModelCard, read_json, write_manifest
+from components.adapters import OWN, write_adapter
+from components.artifacts import ADAPTER, LANGUAGE_MODELS, MEMBERS, ModelCard, read_json, write_manifest
 from components.errors import InputError
 from components.packed import Packed, backbone, pack, whole_rows
 from components.products import quicken
@@ -83,14 +84,19 @@ class ScalarModel(nn.Module):
         """Normalised scores (N,) at some places of what is read, such as `packed.ends`."""
         hidden = backbone(self.model)(**packed.inputs())[0].flatten(0, 1)[places]
         head = (self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model).score
-        with torch.autocast(hidden.device.type, enabled=False):  # scores in float32, whatever the backbone computes in
-            raw: Tensor = head(hidden.float()).squeeze(-1)
-        return (raw - self.mean) / self.std
+        return normalised(head, hidden, self.mean, self.std)
 
     def score(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Normalised scores (B,) at the last attended token of each row, whichever side is padded."""
         packed = pack(self.model, whole_rows(input_ids, mask))
         return self(packed, packed.ends)  # type: ignore[no-any-return]
+
+
+def normalised(head: nn.Module, hidden: Tensor, mean: float, std: float) -> Tensor:
+    """Scores (N,) of hidden states (N, H), in float32 whatever the backbone computes in."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        raw: Tensor = head(hidden.float()).squeeze(-1)
+    return (raw - mean) / std
 
 
 def load_scalar(folder: Path, dtype: str = "fp32") -> ScalarModel:
@@ -147,6 +153,7 @@ def save_model(
 ) -> str:
     """Write a Hugging Face folder (safetensors, float32, adapters merged) with card and manifest.
 
+    A scalar model with adapters is also written apart from its base, in adapter/: its adapter and its head.
     `members`, models trained alike, are written below it as members/1 and so on, in the same form but under the one
     manifest. Returns the folder's digest, which depends on content alone.
     """
@@ -159,8 +166,13 @@ def save_model(
 
 
 def merged(model: Any) -> Any:
-    """The model with its adapters merged into its weights; itself when it has none."""
-    return model.merge_and_unload() if hasattr(model, "peft_config") else model
+    """The model with its own adapter merged into its weights, and without guests; itself when it has no adapters."""
+    return model.merge_and_unload(adapter_names=[OWN]) if has_adapters(model) else model
+
+
+def has_adapters(model: Any) -> bool:
+    """Whether PEFT has put adapters on the model."""
+    return hasattr(model, "peft_config")
 
 
 def policy_card(base: str, step: str, tokenizer: Tokenizer) -> ModelCard:
@@ -177,6 +189,8 @@ def _architectures(folder: Path) -> list[str]:
 
 def _write(model: Any, tokenizer: Tokenizer, folder: Path, card: ModelCard) -> None:
     try:
+        if card.kind != "policy" and has_adapters(model):
+            write_adapter(model, folder / ADAPTER)
         merged(model).save_pretrained(str(folder), safe_serialization=True)
     except SafetensorError as error:  # what its writer makes of a full disk
         raise InputError(f"{folder}: the model cannot be written: {error}. Make room there and start again.") from error

@@ -78,7 +78,10 @@ class Training(Group):
 
 
 class Lora(Group):
-    """Low-rank adapters; the saved model has them merged, so that any tool loads it."""
+    """Low-rank adapters; the saved model has them merged, so that any tool loads it.
+
+    A reward or cost model's folder holds them apart, too, in adapter/.
+    """
 
     rank: int = Field(0, ge=0)
     """Rank of the adapters; 0 trains the full weights."""

@@ -18,7 +18,7 @@ import torch
 from components import tracking
 from components.artifacts import Metrics, ModelCard, folder_digest
 from components.checkpoints import Checkpoints
-from components.models import ScalarModel, merged, scalar_from_policy, with_lora
+from components.models import ScalarModel, scalar_from_policy, with_lora
 from components.reward.measures import held_out_metrics
 from components.reward.pairs import Pair, PairObjective, score_pairs
 from components.reward.settings import RewardSettings
@@ -62,8 +62,8 @@ class Lesson:
 def train_member(lesson: Lesson, number: int, keep: Callable[[Any, ModelCard], None]) -> Metrics:
     """Train member `number` (0 is the first); returns its held-out metrics and its normalisation.
 
-    `keep` saves the model, adapters merged, in Hugging Face's form; what SIGTERM breaks off of that is done again by
-    the next start.
+    `keep` saves the model with its adapters, which it may merge; what SIGTERM breaks off of that is done again by the
+    next start.
     """
     settings, objective = lesson.settings, lesson.objective
     seed = settings.seed + STRIDE * number
@@ -77,7 +77,7 @@ def train_member(lesson: Lesson, number: int, keep: Callable[[Any, ModelCard], N
     def finish(_: Metrics) -> None:
         mean, std = normalization(scalar, objective, some, budget) if settings.normalize else (0.0, 1.0)
         scale.update({"score/mean": mean, "score/std": std})
-        keep(merged(scalar.model), lesson.card(mean, std))
+        keep(scalar.model, lesson.card(mean, std))
 
     metrics = fit(
         scalar,
@@ -99,8 +99,8 @@ def train_member(lesson: Lesson, number: int, keep: Callable[[Any, ModelCard], N
 def finish_member(lesson: Lesson, number: int) -> None:
     """Leave a checkpoint with member `number` as it is when trained, unless an interrupted run has left it already.
 
-    Its weights, its normalisation and the metrics of its updates, and nothing of the optimiser, so that all members
-    together take little room.
+    What was trained of it, its normalisation and the metrics of its updates, and nothing of the optimiser, so that all
+    members together take little room.
     """
     finished = lesson.checkpoints(number, finished=True)
     if checkpoint := finished.latest():
@@ -113,7 +113,7 @@ def finish_member(lesson: Lesson, number: int) -> None:
 
     def keep(model: Any, card: ModelCard) -> None:
         values = {"mean": card.score_mean, "std": card.score_std, "history": tracking.history()[before:]}
-        finished.save(1, dict(model.named_parameters()), values)
+        finished.save(1, _trained(model), values)
 
     train_member(lesson, number, keep)
     lesson.checkpoints(number).clear()
@@ -125,10 +125,16 @@ def finished_members(lesson: Lesson) -> Iterator[tuple[Any, ModelCard]]:
         checkpoint = lesson.checkpoints(number, finished=True).latest()
         assert checkpoint is not None, "finish_member comes first"
         model = scalar_from_policy(lesson.inputs["sft"]).model
+        model = with_lora(model, lesson.settings.lora, task_type="SEQ_CLS")
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for name, parameter in _trained(model).items():
                 parameter.copy_(checkpoint.tensors[name])
         yield model, lesson.card(checkpoint.values["mean"], checkpoint.values["std"])
+
+
+def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
+    """All weights, or with adapters those and the head: the others are the SFT model's."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def normalization(

@@ -1,14 +1,14 @@
 """What a run is put together from: networks, reference, and the source of batches."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from components.artifacts import DataDir
+from components.artifacts import DataDir, folder_digest
 from components.checkpoints import Checkpoints
 from components.errors import InputError
 from components.generation import PolicySampler
@@ -27,7 +27,7 @@ from components.rl.rollout import RolloutSource
 from components.rl.settings import RLSettings
 from components.rl.stream import Stream
 from components.rl.types import Algorithm, Source
-from components.scoring import build_scorer
+from components.scoring import ModelScorer, SharedBackbone, build_scorer, load_scorer
 from components.settings import NativeSamplerSettings
 from components.tokens import Tokenizer, load_tokenizer
 
@@ -70,7 +70,7 @@ def build_reference(settings: RLSettings, networks: Networks, policy: Path) -> R
     """The policy as it started: with adapters, the policy without them; else a copy."""
     if settings.lora.rank:
         return AdapterOff(networks.policy, settings.compute.dtype)
-    return FrozenReference(load_policy(policy), settings.compute.dtype)
+    return FrozenReference(load_policy(policy, settings.frozen_dtype), settings.compute.dtype)
 
 
 def build_source(
@@ -102,7 +102,7 @@ def build_source(
     batches, size, micro = _batches(settings, len(prompts)), settings.prompts_per_rollout, settings.micro_batch_size
     drafts: Drafts
     if settings.overlap is None:
-        models = networks.policy, build_reference(settings, networks, policy), tokenizer
+        models = networks.policy, policy, build_reference(settings, networks, policy), tokenizer
         drafts = build_drafting(settings, algorithm.group_size, *models, prompts, reward, cost, phases)
     else:
         build = partial(build_maker, settings, algorithm.group_size, data, policy, reward, cost)
@@ -124,7 +124,7 @@ def build_maker(
     torch.manual_seed(settings.seed)
     phases = Phases(measurable_memory())
     model = with_lora(load_policy(policy), settings.lora)
-    models = model, build_reference(settings, Networks(model), policy), load_tokenizer(policy)
+    models = model, policy, build_reference(settings, Networks(model), policy), load_tokenizer(policy)
     prompts = [row.prompt for row in DataDir(data).prompts("train")]
     return DraftMaker(build_drafting(settings, group_size, *models, prompts, reward, cost, phases), model, phases)
 
@@ -133,6 +133,7 @@ def build_drafting(
     settings: RLSettings,
     group_size: int,
     policy: Any,
+    base: Path,
     reference: Reference,
     tokenizer: Tokenizer,
     prompts: Sequence[Conversation],
@@ -140,15 +141,16 @@ def build_drafting(
     cost: Path | None,
     phases: Phases,
 ) -> Drafting:
-    """What makes drafts with the policy, in this process; `phases` times it.
+    """What makes drafts with the policy, which started from the folder `base`, in this process; `phases` times it.
 
     Raises InputError as `build_scorer` and `build_sampler`.
     """
+    load = scorer_loader(settings, policy, base)
     models = Models(
         build_sampler(settings, policy, tokenizer, phases),
         reference,
-        build_scorer(settings.reward_scorer, reward, "reward"),
-        build_scorer(settings.cost_scorer, cost, "cost") if "cost" in settings.teachers else None,
+        build_scorer(settings.reward_scorer, reward, "reward", load),
+        build_scorer(settings.cost_scorer, cost, "cost", load) if "cost" in settings.teachers else None,
         tokenizer,
         settings.generation.temperature,
         settings.compute.dtype,
@@ -157,6 +159,12 @@ def build_drafting(
     generation, micro = settings.generation, settings.micro_batch_size
     stream = Stream(prompts, settings.seed)
     return Drafting(models, stream, settings.prompts_per_rollout, group_size, generation.max_prompt_tokens, micro)
+
+
+def scorer_loader(settings: RLSettings, policy: Any, base: Path) -> Callable[[Path], ModelScorer]:
+    """What makes a scorer of a scalar model's folder: as a guest on the policy, which started from `base`, or alone."""
+    alone = partial(load_scorer, dtype=settings.frozen_dtype)
+    return SharedBackbone(policy, folder_digest(base), alone).load if settings.share_backbone else alone
 
 
 def _batches(settings: RLSettings, rows: int) -> int:
@@ -201,7 +209,8 @@ def _pair_source(
     stream = Stream(pairs, settings.seed)
     seen = min(len(pairs), _batches(settings, len(pairs)) * settings.prompts_per_rollout)
     some = {index: pairs[index] for index in sorted(stream.indices(0, seen))}
-    about = {"pairs": pairs_digest(some.values()), "dtype": settings.compute.dtype}
+    dtypes = {"dtype": settings.compute.dtype, "frozen_dtype": settings.frozen_dtype}
+    about = {"pairs": pairs_digest(some.values())} | dtypes
     kept = None if output is None else Checkpoints.of("reference", about, {"policy": policy}, output, every=0)
     filler = tokenizer.eos_token_id
     logprobs = PairLogprobs(reference, some, filler, settings.micro_batch_size, kept, phases)

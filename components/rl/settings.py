@@ -1,6 +1,6 @@
 """Settings of the rl step: the loop's own; the algorithm's are a union on `name`."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -70,7 +70,11 @@ class RLSettings(StepSettings):
     """Where given, a process of its own samples the next batches while one is learned from; absent samples in turn."""
     share_backbone: bool = False
     """Critics as small heads on the policy's hidden states, through which no gradient reaches the policy, instead of
-    models of their own: far less memory, weaker critics."""
+    models of their own: far less memory, weaker critics. With `lora.rank` above 0, reward and cost models that were
+    trained with adapters on the policy's own start are adapters and heads on the policy's backbone, too."""
+    frozen_dtype: Literal["fp32", "bf16"] = "fp32"
+    """The weights of reference, reward and cost model, where they are models of their own: bf16 halves their memory,
+    and the KL to the reference then starts a little away from 0."""
     reward_scorer: ScorerSettings = ModelScorerSettings()
     """Where scores come from: the reward model, an ensemble, a function or a URL, by `kind`."""
     cost_scorer: ScorerSettings = ModelScorerSettings()

@@ -7,7 +7,7 @@ their WCO is `worst`, and their UWO, which subtracts the variance, is `bound` bu
 Shapes: M members, B responses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ from components.artifacts import Metrics, member_folders
 from components.errors import InputError
 from components.generation import Response
 from components.records import Conversation
-from components.scoring.model import load_scorer
 from components.scoring.scorer import Role, Scorer
 from components.settings import EnsembleScorerSettings
 
@@ -54,8 +53,10 @@ def aggregated(scores: Tensor, settings: EnsembleScorerSettings, role: Role) -> 
     return mean if settings.aggregate == "mean" else mean + worse * settings.k * scores.std(dim=0, unbiased=False)
 
 
-def load_ensemble(folder: Path, settings: EnsembleScorerSettings, role: Role) -> EnsembleScorer:
-    """The ensemble in a model's folder: the model itself and its members.
+def load_ensemble(
+    folder: Path, settings: EnsembleScorerSettings, role: Role, load: Callable[[Path], Scorer]
+) -> EnsembleScorer:
+    """The ensemble in a model's folder: the model itself and its members, each loaded by `load`.
 
     Raises InputError when the folder holds one model alone.
     """
@@ -65,4 +66,4 @@ def load_ensemble(folder: Path, settings: EnsembleScorerSettings, role: Role) ->
             f"rl.{role}_scorer.kind is ensemble, but {folder} holds one model. Set {role}.members to 2 or more and "
             "train it again, or take kind model."
         )
-    return EnsembleScorer([load_scorer(member) for member in (folder, *members)], settings, role)
+    return EnsembleScorer([load(member) for member in (folder, *members)], settings, role)

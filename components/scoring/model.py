@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,11 +10,22 @@ from torch import Tensor
 from components.artifacts import Metrics
 from components.batches import length_batches
 from components.generation import Response
-from components.models import ScalarModel, load_scalar
-from components.packed import Row, pack
+from components.models import load_scalar
+from components.packed import Packed, Row, pack
 from components.records import Conversation
 from components.scoring.scorer import checked
 from components.tokens import cut_to_length, encode_prompt, encode_response, load_tokenizer
+
+
+class ScalarReader(Protocol):
+    """What computes the scores: a scalar model, or one that shares the policy's backbone."""
+
+    model: Any
+    """The Hugging Face model that reads."""
+
+    def __call__(self, packed: Packed, places: Tensor) -> Tensor:
+        """Normalised scores (N,) at some places of what is read."""
+        ...
 
 
 class ModelScorer:
@@ -25,7 +36,7 @@ class ModelScorer:
     """
 
     def __init__(
-        self, model: ScalarModel, tokenizer: Any, max_length: int, batch_tokens: int = 16384, name: str = "the model"
+        self, model: ScalarReader, tokenizer: Any, max_length: int, batch_tokens: int = 16384, name: str = "the model"
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.max_length, self.batch_tokens, self.name = max_length, batch_tokens, name
@@ -55,8 +66,12 @@ def _longest_of_prompt(rows: Sequence[Row]) -> list[int]:
     return [longest[row.prompt] for row in rows]
 
 
-def load_scorer(folder: Path, max_length: int = 2048) -> ModelScorer:
-    """The scorer in a reward or cost model's folder; sequences are cut at `max_length` or what the model can hold."""
-    model = load_scalar(folder)
+def load_scorer(folder: Path, dtype: str = "fp32") -> ModelScorer:
+    """The scorer in a reward or cost model's folder, its weights in `dtype`."""
+    return as_scorer(load_scalar(folder, dtype), folder)
+
+
+def as_scorer(model: ScalarReader, folder: Path, max_length: int = 2048) -> ModelScorer:
+    """A model with the tokenizer in `folder`; sequences are cut at `max_length` or what the model can hold."""
     longest = getattr(model.model.config, "max_position_embeddings", max_length)
     return ModelScorer(model, load_tokenizer(folder), min(max_length, longest), name=str(folder))
