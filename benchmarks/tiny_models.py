@@ -7,9 +7,9 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from components.artifacts import DataDir, ModelCard
+from components.artifacts import DataDir, ModelCard, folder_digest
 from components.base import architecture
-from components.models import policy_card, save_model, scalar_from_policy
+from components.models import policy_card, save_model, scalar_from_policy, with_lora
 from components.records import Demonstration, Message, Preference, Prompt
 from components.rl.algorithm_settings import (
     AlgorithmSettings,
@@ -22,7 +22,7 @@ from components.rl.algorithm_settings import (
     RLOOSettings,
 )
 from components.rl.settings import RLSettings
-from components.settings import AlertSettings, Compute, Generation, Optimizer
+from components.settings import AlertSettings, Compute, Generation, Lora, Optimizer
 from components.tokens import load_tokenizer, template_digest
 
 TINY = (32, 2, 2, 1, 64)
@@ -58,14 +58,21 @@ def make_policy(folder: Path, tokenizer: Any) -> Path:
     return folder
 
 
-def make_scalar(folder: Path, policy: Path, kind: str, mean: float, std: float) -> Path:
-    """A reward or cost model in `folder`: the policy's backbone with a random head, normalised by mean and std."""
+def make_scalar(folder: Path, policy: Path, kind: str, mean: float, std: float, rank: int = 0) -> Path:
+    """A reward or cost model in `folder`: the policy's backbone with a random head, normalised by mean and std.
+
+    Above rank 0 it has random adapters, too, which are merged and kept apart as those of a trained one are.
+    """
     scalar = scalar_from_policy(policy)
     torch.manual_seed(len(kind))
     nn.init.normal_(scalar.model.score.weight, std=0.3)
+    model = with_lora(scalar.model, Lora(rank=rank), task_type="SEQ_CLS")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
     tokenizer = load_tokenizer(policy)
-    card = ModelCard(kind, "", kind, template_digest(tokenizer), mean, std)
-    save_model(scalar.model, tokenizer, folder, card, settings={}, parents={"policy": policy})
+    card = ModelCard(kind, folder_digest(policy), kind, template_digest(tokenizer), mean, std)
+    save_model(model, tokenizer, folder, card, settings={}, parents={"policy": policy})
     return folder
 
 

@@ -64,6 +64,18 @@ def cost_folder(policy_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def adapted_reward(policy_folder: Path) -> Path:
+    """A reward model that was trained with adapters on the policy, mean 0.5 and deviation 2."""
+    return make_scalar(policy_folder.parent / "adapted-reward", policy_folder, "reward", 0.5, 2.0, rank=4)
+
+
+@pytest.fixture(scope="session")
+def adapted_cost(policy_folder: Path) -> Path:
+    """A cost model that was trained with adapters on the policy, deviation 2."""
+    return make_scalar(policy_folder.parent / "adapted-cost", policy_folder, "cost", 0.0, 2.0, rank=2)
+
+
+@pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An easy task: repeat the word, yes is better and safe, no worse and unsafe; 24 train, 6 test rows."""
     return make_data(tmp_path_factory.mktemp("data") / "data")
