@@ -4,19 +4,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from components.artifacts import DataDir, ModelCard, read_manifest, verify_manifest
 from components.errors import InputError
 from components.generation import Response
-from components.models import load_policy
+from components.models import load_policy, with_lora
 from components.outputs import claimed
 from components.reward import members, step
 from components.reward.settings import RewardSettings
 from components.reward.step import run
-from components.scoring import load_scorer
+from components.scoring import SharedBackbone, load_scorer
 from components.settings import Compute, Lora
 
 
@@ -244,12 +246,30 @@ def test_members_draw_other_pairs_and_keep_the_normalisation_to_the_same(
     assert normalised[0] == normalised[1] == normalised[2]
 
 
-def test_members_trained_with_adapters_are_saved_merged(
-    settings: Any, data_folder: Path, policy_folder: Path, tmp_path: Path
+def test_members_trained_with_adapters_are_saved_merged_and_apart(
+    settings: Any, data_folder: Path, policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "run" / "m"
-    run(settings(members=2, lora=Lora(rank=4)), data=data_folder, sft=policy_folder, model=folder)
+    folder, again = tmp_path / "run" / "m", tmp_path / "again" / "m"
+    made = settings(members=2, lora=Lora(rank=4))
+    run(made, data=data_folder, sft=policy_folder, model=folder)
+    host = with_lora(load_policy(policy_folder), Lora(rank=1))
+    shared = SharedBackbone(host, read_manifest(policy_folder)["digest"], load_scorer)
     for path in (folder, folder / "members" / "1"):
         better, worse = (scores(path, data_folder, text) for text in ("yes", "no, never"))
         assert (better > worse).all()
         assert torch.cat([better, worse]).std().item() == pytest.approx(1, abs=0.4)
+        prompts = [row.prompt for row in DataDir(data_folder).prompts("test")]
+        guest = shared.load(path).score(prompts, [Response("yes", (1, 2, 3), True)] * len(prompts))
+        torch.testing.assert_close(guest, better, atol=1e-5, rtol=1e-5)
+        name = (path / "adapter").relative_to(folder).as_posix()
+        files = {file for file in read_manifest(folder)["files"] if file.startswith(name)}
+        assert files == {f"{name}/adapter_config.json", f"{name}/adapter_model.safetensors"}
+    assert len(host.peft_config) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "train_member", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(made, data=data_folder, sft=policy_folder, model=again)
+    kept = load_file(next((again.parent / "checkpoints").glob("reward-1-finished-*/*/tensors.safetensors")))
+    assert kept and all("lora_" in name or ".score." in name for name in kept)  # the other weights are the SFT model's
+    run(made, data=data_folder, sft=policy_folder, model=again)
+    assert verify_manifest(again) == verify_manifest(folder)

@@ -1,5 +1,7 @@
 """The rl step end to end, on a tiny policy with random reward and cost models."""
 
+import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +166,49 @@ def share_rejected(folder: Path, data: DataDir) -> float:
         load_policy(folder), load_tokenizer(folder), prompts, Generation(max_new_tokens=6), seed=0
     )
     return sum("never" in answer.text for answer in answers) / len(answers)
+
+
+@pytest.fixture
+def on_one_backbone(inputs: dict[str, Any], adapted_reward: Path, adapted_cost: Path) -> dict[str, Any]:
+    """Inputs whose reward and cost model were trained with adapters on the policy."""
+    return inputs | {"reward": adapted_reward, "cost": adapted_cost}
+
+
+def test_six_roles_on_one_backbone_learn_as_with_scorers_of_their_own(
+    settings: Any, on_one_backbone: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, found = settings(lora=Lora(rank=4), share_backbone=True), dict[str, dict[str, float]]()
+    apart = dict(on_one_backbone)
+    for name in ("reward", "cost"):
+        apart[name] = shutil.copytree(on_one_backbone[name], tmp_path / name)
+        shutil.rmtree(apart[name] / "adapter")
+    with caplog.at_level(logging.INFO, logger="components.scoring.shared"):
+        for name, given in (("shared", on_one_backbone), ("apart", apart)):
+            found[name] = run(made, **given, model=tmp_path / name / "m")
+    assert [line.rpartition("/")[2] for line in caplog.messages] == [
+        "adapted-reward shares the policy's backbone",
+        "adapted-cost shares the policy's backbone",
+        *(f"{name} is loaded as a model of its own: it was trained without adapters (lora.rank is 0), or by an earlier "
+          "version" for name in ("reward", "cost")),
+    ]  # fmt: skip
+    for name in found["apart"].keys() - {"perf/batch_s", "perf/seconds"}:
+        assert found["shared"][name] == pytest.approx(found["apart"][name], rel=1e-3, abs=1e-4), name
+    shared, alone = (weights(tmp_path / name / "m") for name in ("shared", "apart"))
+    start = weights(on_one_backbone["policy"])
+    assert max(float((shared[name] - start[name]).abs().max()) for name in start) > 1e-4
+    for name in start:
+        torch.testing.assert_close(shared[name], alone[name], atol=1e-4, rtol=1e-3)
+
+
+def test_frozen_models_in_bf16_hardly_move_the_start(settings: Any, inputs: dict[str, Any], tmp_path: Path) -> None:
+    full, half = (
+        run(settings(rollouts=1, frozen_dtype=dtype), **inputs, model=tmp_path / dtype) for dtype in ("fp32", "bf16")
+    )
+    assert full["rollout/kl_k3"] < 1e-8 < half["rollout/kl_k3"] < 0.01
+    for name in ("rollout/score", "rollout/cost"):
+        assert half[name] == pytest.approx(full[name], abs=0.02) and half[name] != full[name]
+    assert half["rollout/length"] == full["rollout/length"]
+    assert half["policy/first_ratio_gap"] == full["policy/first_ratio_gap"]
 
 
 def test_micro_batches_change_nothing_but_memory(

@@ -84,6 +84,17 @@ def test_a_run_stopped_anywhere_and_started_again_ends_as_one_that_was_not(
     assert left == ({"reference"} if algorithm == "dpo" else set())  # what later runs read too
 
 
+def test_a_run_with_all_roles_on_one_backbone_is_continued_to_the_bit(
+    run_of: Any, inputs: dict[str, Path], adapted_reward: Path, adapted_cost: Path
+) -> None:
+    inputs.update(reward=adapted_reward, cost=adapted_cost)
+    settings = tiny_rl("ppo_lag", "fp32", share_backbone=True, lora=Lora(rank=2))
+    whole = run_of(settings, "whole")
+    stopped = run_of(settings, "stopped", *random_stops("one backbone"))
+    assert stopped.exit_codes == [-9, 143, -9, 0] and stopped.result == whole.result
+    assert all(start.log.count("shares the policy's backbone") == 2 for start in whole.starts)
+
+
 def random_stops(seed: str) -> Iterator[Stop]:
     """Two kills and between them a SIGTERM, each in another rollout, at a random update of it or while it is made.
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from components.divergence import kl_estimate
 from components.logprobs import response_logprobs
 from components.models import load_policy, with_lora
 from components.rl.assembly import build_reference
 from components.rl.networks import Networks
 from components.rl.reference import AdapterOff, FrozenReference
 from components.rl.settings import RLSettings
-from components.settings import Lora
+from components.settings import Compute, Lora
 
 IDS = torch.tensor([[9, 10, 11, 40, 41, 42], [0, 12, 13, 43, 44, 0], [7, 8, 9, 10, 11, 12]])
 MASK = torch.tensor([[True] * 6, [False, True, True, True, True, False], [True] * 6])
@@ -91,6 +92,21 @@ def test_the_reference_computes_in_the_dtype_of_training(policy_folder: Path) ->
     full, half = (read(FrozenReference(model, dtype)) for dtype in ("fp32", "bf16"))
     assert full.dtype == half.dtype == torch.float32
     assert 1e-5 < (full - half).abs().max() < 0.5
+
+
+def test_a_reference_in_bf16_starts_a_little_away_from_the_policy(policy_folder: Path) -> None:
+    policy = load_policy(policy_folder)
+    compute = Compute(dtype="fp32")
+    reference = build_reference(RLSettings(frozen_dtype="bf16", compute=compute), Networks(policy), policy_folder)
+    assert isinstance(reference, FrozenReference)
+    assert {parameter.dtype for parameter in reference.model.parameters()} == {torch.bfloat16}
+    mask = MASK[:, -LENGTH:]
+    log_ratio = response_logprobs(policy, IDS, MASK, LENGTH)[0] - read(reference)
+    per_token = kl_estimate(log_ratio, torch.zeros_like(log_ratio), "k3")[mask]
+    assert read(reference).dtype == torch.float32
+    assert 0 < log_ratio[mask].abs().mean() < 0.05 and 0 < per_token.mean() < 1e-3
+    plain = build_reference(RLSettings(compute=compute), Networks(policy), policy_folder)
+    assert torch.equal(read(plain), response_logprobs(policy, IDS, MASK, LENGTH)[0])
 
 
 def test_with_adapters_the_reference_is_no_second_model(adapted: Any, policy_folder: Path) -> None:
