@@ -7,7 +7,8 @@
 the policy without its adapters: with reward, cost and both critics on the policy's backbone (shared); with the critics
 alone on it (critics); with four models of their own (separate), of which reward and cost are held in bf16 (halved).
 
-All of them take 16 rows of 64 prompt and 64 response tokens at a time, through the model and through the sampler.
+All of them learn from 32 rows of 64 prompt and 64 response tokens in an update, and take 16 at a time through the model
+and through the sampler.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import accelerate  # noqa: F401  what every step loads is loaded before memory is first measured
 import peft  # noqa: F401
@@ -28,6 +30,7 @@ import workload
 from components.artifacts import DataDir, ModelCard, folder_digest
 from components.base.architecture import train_tokenizer, untrained_llama
 from components.models import policy_card, save_model, scalar_from_policy, with_lora
+from components.phases import ResidentMemory
 from components.records import Demonstration, Message, Prompt, content_id, prompt_text
 from components.rl import step as rl
 from components.rl.algorithm_settings import PPOLagSettings
@@ -35,11 +38,11 @@ from components.rl.settings import RLSettings
 from components.settings import Compute, Generation, Lora, Training
 from components.sft import step as sft
 from components.sft.settings import SFTSettings
-from components.tokens import encode_prompt, encode_response, load_tokenizer, template_digest
-from measurement import PROMPT_TOKENS, RESPONSE_TOKENS, RESPONSES, ROWS, peak_mb
+from components.tokens import encode_response, template_digest
+from measurement import STANDARD, peak_mb
 
-LORA = Lora(rank=8)
-STEPS = 3
+LORA, LOAD = Lora(rank=8), STANDARD
+STEPS = 2
 """Updates of sft, and rollouts of PPO-Lag with one update each."""
 SHARING = {"shared": {"share_backbone": True}, "critics": {"share_backbone": True}, "separate": {},
            "halved": {"frozen_dtype": "bf16"}}  # fmt: skip
@@ -61,40 +64,43 @@ def make(folder: Path, size: str) -> None:
             card = ModelCard(kind, folder_digest(policy), kind, template_digest(tokenizer))
             model = with_lora(scalar.model, lora, task_type="SEQ_CLS")
             save_model(model, tokenizer, folder / size / name, card, settings={}, parents={})
-    asked = list(workload.full_prompts(pairs, tokenizer))[: max(STEPS * ROWS, STEPS * RESPONSES)]
+    asked = list(workload.full_prompts(pairs, tokenizer, LOAD.prompt_tokens))[: STEPS * LOAD.responses]
     prompts = [Prompt(content_id(text), (Message("user", text),), "benchmark") for text in asked]
     shown = [
         Demonstration(row.id, row.prompt, answer, "benchmark")
         for row, answer in zip(prompts, answers(pairs, tokenizer), strict=False)
-    ][: STEPS * ROWS]
+    ]
     DataDir.write(folder / "data", {("demonstrations", "train"): shown, ("prompts", "train"): prompts}, {}, {})
 
 
 def answers(pairs: Any, tokenizer: Any) -> Iterator[str]:
-    """Texts of exactly RESPONSE_TOKENS tokens, the end-of-sequence token included."""
+    """Texts of exactly as many tokens as a response has, the end-of-sequence token included."""
     for row in pairs:
         ids = encode_response(tokenizer, f"{row.chosen} {row.rejected}", ended=False)
-        text = tokenizer.decode(ids[: RESPONSE_TOKENS - 1])
-        if len(encode_response(tokenizer, text)) == RESPONSE_TOKENS:
+        text = tokenizer.decode(ids[: LOAD.response_tokens - 1])
+        if len(encode_response(tokenizer, text)) == LOAD.response_tokens:
             yield text
 
 
 def run(what: str, folder: Path, size: str, compute: Compute, model: Path) -> None:
     """The pipeline's step, as the pipeline runs it, into the folder `model`."""
     models, data = folder / size, folder / "data"
-    tokens = PROMPT_TOKENS + RESPONSE_TOKENS
+    tokens = LOAD.prompt_tokens + LOAD.response_tokens
     if what == "sft":
-        training = Training(batch_tokens=ROWS * tokens, max_length=tokens, compute=compute)
+        parts = LOAD.responses // LOAD.rows
+        training = Training(
+            batch_tokens=LOAD.rows * tokens, accumulation=parts, max_length=tokens, compute=compute
+        )
         sft.run(SFTSettings(training=training, lora=LORA), data=data, base=models / "policy", model=model)
         return
     settings = RLSettings(
         algorithm=PPOLagSettings(),
         rollouts=STEPS,
-        prompts_per_rollout=RESPONSES,
-        minibatch_size=RESPONSES,
-        micro_batch_size=ROWS,
+        prompts_per_rollout=LOAD.responses,
+        minibatch_size=LOAD.responses,
+        micro_batch_size=LOAD.rows,
         generation=Generation(
-            max_prompt_tokens=PROMPT_TOKENS, max_new_tokens=RESPONSE_TOKENS, batch_size=ROWS
+            max_prompt_tokens=LOAD.prompt_tokens, max_new_tokens=LOAD.response_tokens, batch_size=LOAD.rows
         ),
         lora=LORA,
         compute=compute,
@@ -118,7 +124,9 @@ def main() -> None:
         return
     compute = Compute(dtype=given.dtype, gradient_checkpointing=given.checkpointing)
     before = peak_mb()
-    with TemporaryDirectory(prefix="plumbline-") as scratch:
+    # phases would start over the peak of resident memory, which is read at the end
+    over = patch.object(ResidentMemory, "peak", side_effect=OSError)
+    with TemporaryDirectory(prefix="plumbline-") as scratch, over:
         run(given.what, given.folder, given.size, compute, Path(scratch) / "model")
     print(json.dumps({"peak_mb": peak_mb(), "growth_mb": peak_mb() - before}))
 
