@@ -209,8 +209,8 @@ def _pair_source(
     stream = Stream(pairs, settings.seed)
     seen = min(len(pairs), _batches(settings, len(pairs)) * settings.prompts_per_rollout)
     some = {index: pairs[index] for index in sorted(stream.indices(0, seen))}
-    dtypes = {"dtype": settings.compute.dtype, "frozen_dtype": settings.frozen_dtype}
-    about = {"pairs": pairs_digest(some.values())} | dtypes
+    weights = "fp32" if settings.lora.rank else settings.frozen_dtype
+    about = {"pairs": pairs_digest(some.values()), "dtype": settings.compute.dtype, "weights": weights}
     kept = None if output is None else Checkpoints.of("reference", about, {"policy": policy}, output, every=0)
     filler = tokenizer.eos_token_id
     logprobs = PairLogprobs(reference, some, filler, settings.micro_batch_size, kept, phases)

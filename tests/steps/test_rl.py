@@ -350,6 +350,11 @@ def test_a_dpo_run_started_again_reads_what_the_reference_said(
     assert sum(read) == 2 * 2 * 24  # another reference
     run(settings(algorithm={"name": "dpo"}, rollouts=1), **inputs, model=tmp_path / "fourth")
     assert sum(read) == 2 * 2 * 24 + 2 * 8  # no more pairs than the run learns from
+    half = {"algorithm": {"name": "dpo"}, "rollouts": 7, "frozen_dtype": "bf16"}
+    run(settings(**half, lora=Lora(rank=2)), **inputs, model=tmp_path / "fifth")
+    assert sum(read) == 2 * 2 * 24 + 2 * 8  # the policy without adapters is no model in bf16
+    run(settings(**half), **inputs, model=tmp_path / "sixth")
+    assert sum(read) == 3 * 2 * 24 + 2 * 8
 
 
 def test_dpo_samples_nothing_so_how_responses_are_sampled_does_not_matter(
