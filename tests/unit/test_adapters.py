@@ -25,6 +25,7 @@ from components.rl.reference import AdapterOff, FrozenReference
 from components.scoring import ModelScorer, SharedBackbone, build_scorer, load_scorer
 from components.settings import Compute, EnsembleScorerSettings, Generation, Lora, Optimizer
 from components.updates import Updater
+from tiny_models import make_scalar
 
 PROMPTS = [(Message("user", f"say {word}"),) for word in ("red", "blue", "seven three")]
 RESPONSES = [Response(text, (1, 2), True) for text in ("yes, red", "no, never", "yes, seven three it is")]
@@ -349,3 +350,37 @@ def test_a_guest_reads_packed_rows_that_share_a_prompt(
     packed = pack(policy, rows)
     found = guest.model(packed, packed.ends)
     torch.testing.assert_close(found, load_scalar(adapted_reward)(packed, packed.ends), atol=2e-6, rtol=1e-5)
+
+
+def tiny(family: str, tokenizer: Any, folder: Path) -> Path:
+    """A policy of a family that scalar models are read of."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    more = {"num_key_value_heads": 1, "intermediate_size": 24, "head_dim": 8}
+    if family == "GPT2":
+        sizes, more = {"n_embd": 16, "n_layer": 2, "n_head": 2}, {"n_positions": 128}
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None, **sizes, **more,
+    )  # fmt: skip
+    model = getattr(transformers, "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM")(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.2)
+    save_model(model, tokenizer, folder, policy_card("", "base", tokenizer), settings={}, parents={})
+    return folder
+
+
+@pytest.mark.parametrize("family", ["Mistral", "Qwen2", "Gemma", "GPT2"])
+def test_the_other_families_have_guests_too(family: str, tokenizer: Any, tmp_path: Path) -> None:
+    base = tiny(family, tokenizer, tmp_path / "policy")
+    folder = make_scalar(tmp_path / "reward", base, "reward", 0.0, 1.0, rank=2)
+    host = with_lora(load_policy(base), Lora(rank=3))
+    before = logits(host)
+    guest = SharedBackbone(host, folder_digest(base), load_scorer).load(folder)
+    assert guest.model.model is host
+    found, expected = score(guest), score(load_scorer(folder))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert expected.std() > 0.01 and torch.equal(logits(host), before)
