@@ -50,7 +50,7 @@ SHARING = {"shared": {"share_backbone": True}, "critics": {"share_backbone": Tru
 
 def make(folder: Path, size: str) -> None:
     """Write the models of one size, and the data, the same for every size."""
-    pairs = workload.made_up(random.Random(0))
+    pairs = workload.made_up(random.Random(0), workload.VOCABULARY, LOAD.max_length)
     texts = (text for row in pairs for text in (prompt_text(row.prompt), row.chosen, row.rejected))
     tokenizer = train_tokenizer(texts, workload.VOCABULARY)
     torch.manual_seed(0)

@@ -17,12 +17,13 @@ from components.monitoring import Monitor
 from components.phases import Phases, measurable_memory
 from components.rl import algorithms
 from components.rl.alerts import rl_monitor
-from components.rl.assembly import build_networks, build_source
+from components.rl.assembly import Folders, build_networks
 from components.rl.course import Course
 from components.rl.loop import averages, num_updates, train
 from components.rl.ptx import Ptx
 from components.rl.report import write_report
 from components.rl.settings import RLSettings
+from components.rl.sources import build_source
 from components.tokens import Tokenizer, load_tokenizer
 from components.updates import Updater, total
 
@@ -42,16 +43,16 @@ def run(
     torch.manual_seed(settings.seed)
     refuse(settings, reward, cost)
     reward, cost = (path if name in settings.teachers else None for name, path in (("reward", reward), ("cost", cost)))
+    folders = Folders(data, policy, reward, cost)
     tokenizer = load_tokenizer(policy)
     networks = build_networks(settings, policy, reward, cost)
     algorithm = algorithms.build(settings.algorithm, total, settings.generation.max_new_tokens)
     phases = Phases(measurable_memory())
-    source, batches = build_source(settings, algorithm, networks, tokenizer, data, policy, reward, cost, model, phases)
+    source, batches = build_source(settings, algorithm, networks, tokenizer, folders, model, phases)
     critics = dict.fromkeys(("value", "cost_value"), settings.critic_optimizer)
     updates = num_updates(settings, batches, source.rows_per_batch)
     updater = Updater(networks, settings.optimizer, settings.compute, updates, critics)
-    given = {"data": data, "policy": policy, "reward": reward, "cost": cost}
-    inputs = {name: path for name, path in given.items() if path is not None}
+    inputs = {name: path for name, path in folders._asdict().items() if path is not None}
     plain = settings.model_dump(mode="json")
     checkpoints = Checkpoints.of("rl", plain, inputs, model, settings.checkpoint_every, settings.keep_checkpoints)
     logger.info("rl: %s, %d batches of %d", settings.algorithm.name, batches, settings.prompts_per_rollout)

@@ -181,10 +181,10 @@ def test_what_samples_nothing_has_nothing_to_overlap() -> None:
 def test_the_process_that_trains_loads_neither_reference_nor_scorers(
     run_here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from components.rl import assembly
+    from components.rl import sources
 
-    monkeypatch.setattr(assembly, "build_reference", None)
-    monkeypatch.setattr(assembly, "build_scorer", None)
+    monkeypatch.setattr(sources, "build_reference", None)
+    monkeypatch.setattr(sources, "build_scorer", None)
     monkeypatch.setattr(Ahead, "draft", killed)
     with pytest.raises(Killed):  # everything was built
         run_here(tiny_rl("ppo_lag", "fp32", overlap=OverlapSettings()), "built")

@@ -20,9 +20,9 @@ from components.logprobs import response_logprobs
 from components.models import load_policy, with_lora
 from components.parsing import parse
 from components.phases import Phases
-from components.rl.assembly import build_sampler
 from components.rl.networks import Networks
 from components.rl.settings import RLSettings
+from components.rl.sources import build_sampler
 from components.settings import Generation, Lora, VllmSamplerSettings
 from components.tokens import load_tokenizer
 from tiny_models import tiny_rl

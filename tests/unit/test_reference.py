@@ -11,7 +11,6 @@ from components.divergence import kl_estimate
 from components.logprobs import response_logprobs
 from components.models import load_policy, with_lora
 from components.rl.assembly import build_reference
-from components.rl.networks import Networks
 from components.rl.reference import AdapterOff, FrozenReference
 from components.rl.settings import RLSettings
 from components.settings import Compute, Lora
@@ -97,7 +96,7 @@ def test_the_reference_computes_in_the_dtype_of_training(policy_folder: Path) ->
 def test_a_reference_in_bf16_starts_a_little_away_from_the_policy(policy_folder: Path) -> None:
     policy = load_policy(policy_folder)
     compute = Compute(dtype="fp32")
-    reference = build_reference(RLSettings(frozen_dtype="bf16", compute=compute), Networks(policy), policy_folder)
+    reference = build_reference(RLSettings(frozen_dtype="bf16", compute=compute), policy, policy_folder)
     assert isinstance(reference, FrozenReference)
     assert {parameter.dtype for parameter in reference.model.parameters()} == {torch.bfloat16}
     mask = MASK[:, -LENGTH:]
@@ -105,13 +104,13 @@ def test_a_reference_in_bf16_starts_a_little_away_from_the_policy(policy_folder:
     per_token = kl_estimate(log_ratio, torch.zeros_like(log_ratio), "k3")[mask]
     assert read(reference).dtype == torch.float32
     assert 0 < log_ratio[mask].abs().mean() < 0.05 and 0 < per_token.mean() < 1e-3
-    plain = build_reference(RLSettings(compute=compute), Networks(policy), policy_folder)
+    plain = build_reference(RLSettings(compute=compute), policy, policy_folder)
     assert torch.equal(read(plain), response_logprobs(policy, IDS, MASK, LENGTH)[0])
 
 
 def test_with_adapters_the_reference_is_no_second_model(adapted: Any, policy_folder: Path) -> None:
-    with_adapters = build_reference(RLSettings(lora=Lora(rank=4)), Networks(adapted), policy_folder)
+    with_adapters = build_reference(RLSettings(lora=Lora(rank=4)), adapted, policy_folder)
     assert isinstance(with_adapters, AdapterOff) and with_adapters.policy is adapted
     policy = load_policy(policy_folder)
-    copied = build_reference(RLSettings(), Networks(policy), policy_folder)
+    copied = build_reference(RLSettings(), policy, policy_folder)
     assert isinstance(copied, FrozenReference) and copied.model is not policy

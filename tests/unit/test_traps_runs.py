@@ -31,11 +31,12 @@ from components.models import device, load_policy
 from components.monitoring import Monitor
 from components.rl.algorithm_settings import GRPOSettings, OnlineDPOSettings, PPOSettings, RLOOSettings
 from components.rl.algorithms import build
-from components.rl.assembly import build_networks, build_source
+from components.rl.assembly import Folders, build_networks
 from components.rl.course import Course
 from components.rl.loop import num_updates, train
 from components.rl.networks import Networks
 from components.rl.settings import RLSettings
+from components.rl.sources import build_source
 from components.rl.types import Batch, Source, State
 from components.scoring import load_scorer
 from components.serving.model import load_folder
@@ -80,9 +81,8 @@ def run_of(data_folder: Path, policy_folder: Path, reward_folder: Path) -> Calla
         networks = build_networks(settings, policy_folder, reward_folder, None)
         learner = build(settings.algorithm, lambda tensor: tensor, 5)
         tokenizer = load_tokenizer(policy_folder)
-        source, _ = build_source(
-            settings, learner, networks, tokenizer, data_folder, policy_folder, reward_folder, None
-        )
+        folders = Folders(data_folder, policy_folder, reward_folder, None)
+        source, _ = build_source(settings, learner, networks, tokenizer, folders)
         return Run(settings, networks, learner, source)
 
     return made

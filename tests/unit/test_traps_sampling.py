@@ -28,12 +28,13 @@ from components.rl.algorithm_settings import (
     RLOOSettings,
 )
 from components.rl.algorithms import build
-from components.rl.assembly import build_networks, build_source
+from components.rl.assembly import Folders, build_networks
 from components.rl.functional import masked_sum
 from components.rl.loop import ratio_gap
 from components.rl.networks import Networks
 from components.rl.rollout import rollout_metrics
 from components.rl.settings import RLSettings
+from components.rl.sources import build_source
 from components.rl.step import refuse
 from components.rl.types import Batch, Forward, Rollout, Source
 from components.settings import Compute, Generation, Lora
@@ -79,7 +80,7 @@ def run_of(data_folder: Path, policy_folder: Path, reward_folder: Path, cost_fol
         networks = build_networks(settings, policy, reward, cost)
         made = build(settings.algorithm, lambda tensor: tensor, settings.generation.max_new_tokens)
         tokenizer = load_tokenizer(policy)
-        source, _ = build_source(settings, made, networks, tokenizer, data_folder, policy, reward, cost)
+        source, _ = build_source(settings, made, networks, tokenizer, Folders(data_folder, policy, reward, cost))
         return Run(networks, source, made)
 
     return made
