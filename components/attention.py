@@ -83,7 +83,7 @@ def _install() -> None:
 
     def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **given: Any) -> Any:
         plan = given.pop("shared", None)
-        if plan is None:
+        if plan is None or given.get("dropout"):  # the mask says the same
             return plain(module, query, key, value, mask, **given)
         return attend(query, key, value, plan, given["scaling"]), None
 

@@ -6,6 +6,7 @@ torch brings along too, takes half the time for the same arithmetic (benchmarks/
 Shapes: M rows, K inputs, N outputs.
 """
 
+import os
 import platform
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 CPU_INFO = Path("/proc/cpuinfo")
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    # oneDNN and torch's layer above it keep the code that they make for every shape, some 0.3 MB each. Rows of all
+    # lengths come by: 1024 shapes, the default, hold half a gigabyte and are seldom met again.
+    os.environ.setdefault(_cache, "64")
 
 
 def quicken(model: nn.Module) -> None:
