@@ -37,9 +37,14 @@ class Load:
     max_length: int = 256
     """Tokens of a sequence, prompt and response together (sft, reward, dpo)."""
     micro: int = 16
-    """Rows of full length that ours takes through a model at once in rl, the default of `rl.micro_batch_size`."""
+    """Rows of full length that ours takes through a model at once, the default of `rl.micro_batch_size`."""
     decoded: int = 64
     """Responses that ours decodes at once, the default of `rl.generation.batch_size`."""
+
+    @property
+    def pair_parts(self) -> int:
+        """Micro-batches in a step of ours that learns from pairs without rl."""
+        return max(1, 2 * self.rows // self.micro)
 
     @property
     def options(self) -> list[str]:
@@ -138,6 +143,8 @@ class Stopwatch:
     reserved_mb: float | None = None
     ends: list[float] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
+    ahead_s: float = 0.0
+    """Seconds that were spent for all steps at once, before those that are measured."""
 
     def lap(self) -> None:
         """A step has ended."""
@@ -145,12 +152,12 @@ class Stopwatch:
         self.peak_mb = peak_mb()
 
     def result(self, task: Task, threads: int) -> Measurement:
-        """What was measured, from the end of the last step that is left out."""
+        """What was measured, from the end of the last step that is left out; each step with its share of `ahead_s`."""
         ends = self.ends[task.skipped - 1 :]
         assert len(ends) == task.steps + 1, f"{len(self.ends)} steps in place of {task.updates}"
         length = sum(self.lengths) / len(self.lengths) if self.lengths else None
         growth = self.peak_mb - self.before_mb
-        seconds = [end - start for start, end in pairwise(ends)]
+        seconds = [end - start + self.ahead_s / task.updates for start, end in pairwise(ends)]
         return Measurement(seconds, length, self.peak_mb, growth, threads, self.reserved_mb)
 
 

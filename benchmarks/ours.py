@@ -54,6 +54,8 @@ def measure(task: Task) -> Measurement:
 
     def logged(metrics: Mapping[str, float], update: int) -> tracking.Row:
         watch.lap()
+        if task.what == "dpo":  # the reference reads all pairs in the first step, which is not measured
+            watch.ahead_s += metrics.get("perf/reference_s", 0.0)
         watch.lengths += [metrics["rollout/length"]] if "rollout/length" in metrics else []
         return log_metrics(metrics, update)
 
@@ -76,7 +78,7 @@ def run(task: Task, model: Path) -> None:
     elif task.what in ("dpo", "dpo_later"):
         rl.run(pairs(task), data=data, policy=policy, reward=None, cost=None, model=model)
     elif task.what == "reward":
-        reward_settings = RewardSettings(training=training(task, "pair_budget"), normalize=False)
+        reward_settings = RewardSettings(training=training(task, "pair_budget", task.load.pair_parts), normalize=False)
         reward.run(reward_settings, data=data, sft=policy, model=model)
     else:
         sft.run(SFTSettings(training=training(task, "sft_budget")), data=data, base=policy, model=model)
@@ -115,10 +117,11 @@ def pairs(task: Task) -> RLSettings:
     )
 
 
-def training(task: Task, budget: str) -> Training:
-    """Settings for supervised training: one pass, in as many batches as there are steps."""
+def training(task: Task, budget: str, parts: int = 1) -> Training:
+    """Settings for supervised training: one pass, in as many updates as there are steps, of so many micro-batches."""
     return Training(
         batch_tokens=read_json(task.folder / "about.json")[budget],
+        accumulation=parts,
         max_length=task.load.max_length,
         optimizer=Optimizer(lr=LEARNING_RATE),
         compute=Compute(dtype=task.dtype),

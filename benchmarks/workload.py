@@ -65,7 +65,7 @@ def build(folder: Path, sizes: Sequence[str], steps: int, data: Path | None = No
     write_data(folder, "whole", fitting[:needed], prompts[:asked], tokenizer)
     write_data(folder, "pass", fitting[: load.rows * pass_updates(steps)], prompts[:asked], tokenizer)
     about = {"data": data.name if data else "", "left_out": len(pairs) - len(fitting)}
-    write_json(folder / "about.json", about | budgets(fitting[:needed], tokenizer, updates))
+    write_json(folder / "about.json", about | budgets(fitting[:needed], tokenizer, updates, load.pair_parts))
 
 
 def read(path: Path) -> list[Preference]:
@@ -157,7 +157,7 @@ def write_data(
     write_json(folder / "prompts.json", [{"prompt": rendered(row)} for row in asked])
 
 
-def budgets(pairs: Sequence[Preference], tokenizer: Any, updates: int) -> dict[str, int]:
+def budgets(pairs: Sequence[Preference], tokenizer: Any, updates: int, pair_parts: int) -> dict[str, int]:
     """Tokens that the rows have for sft and for pairs, and the budgets with which they make that many batches.
 
     Our supervised training fills batches up to a number of tokens, rows of like length together, so a batch has as many
@@ -170,15 +170,15 @@ def budgets(pairs: Sequence[Preference], tokenizer: Any, updates: int) -> dict[s
     )
     both = [2 * max(lengths) for lengths in zip(chosen, rejected, strict=True)]  # as PairObjective counts
 
-    def budget(lengths: Sequence[int]) -> int:
-        fits: Callable[[int], bool] = lambda size: len(token_batches(lengths, size, 0)) <= updates  # noqa: E731
+    def budget(lengths: Sequence[int], batches: int) -> int:
+        fits: Callable[[int], bool] = lambda size: len(token_batches(lengths, size, 0)) <= batches  # noqa: E731
         return next(size for size in range(max(lengths), sum(lengths) + 1) if fits(size))
 
     return {
         "sft_tokens": sum(chosen),
         "pair_tokens": sum(chosen) + sum(rejected),
-        "sft_budget": budget(chosen),
-        "pair_budget": budget(both),
+        "sft_budget": budget(chosen, updates),
+        "pair_budget": budget(both, updates * pair_parts),
     }
 
 
