@@ -22,7 +22,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     # oneDNN and torch's layer above it keep the code that they make for every shape, some 0.3 MB each. Rows of all
     # lengths come by: 1024 shapes, the default, hold half a gigabyte and are seldom met again.
-    os.environ.setdefault(_cache, "64")
+    os.environ.setdefault(_cache, "128")
 
 
 def quicken(model: nn.Module) -> None:

@@ -15,6 +15,9 @@ from components.generation.transcript import Transcript
 from components.phases import Phases
 from components.tokens import pad
 
+MULTIPLE = 8
+"""Rows are decoded in multiples of so many, some of them free slots: reading the weights takes the time, not the rows,
+and code for every number of rows would be made anew (`components/products.py`)."""
 PREFILL_TOKENS = 1024
 """Prompt tokens, padding included, that one forward pass reads; more of them are no faster per token."""
 
@@ -108,7 +111,9 @@ class Slots:
         self._free = list(range(active, self._count))
 
     def _step(self, active: int) -> None:
-        logits = self._llama.step(self._tokens[:active], self._lengths[:active], self._cache)
+        rows = min(-(-active // MULTIPLE) * MULTIPLE, self._count)
+        self._lengths[active:rows] = 0  # what is decoded there is nobody's
+        logits = self._llama.step(self._tokens[:rows], self._lengths[:rows], self._cache)[:active]
         self._lengths[:active] += 1
         self._settle(self._slots[:active], logits)
 

@@ -215,6 +215,7 @@ def test_every_prompt_is_read_once_for_all_its_samples(
 
 
 def test_rows_that_are_over_are_decoded_no_further(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "MULTIPLE", 1)
     eos = responses(sampled(llama, k=3))[4][3]
     decoded: list[int] = []
     step = Llama.step
@@ -227,6 +228,11 @@ def test_rows_that_are_over_are_decoded_no_further(llama: Any, monkeypatch: pyte
     samples = sampled(llama, k=3, eos=eos, batch_size=4)
     assert sum(decoded) == int(samples.mask.sum()) - 15  # each row's first token comes with its prompt
     assert max(decoded) == 4 and decoded[: len(decoded) // 2] == [4] * (len(decoded) // 2)
+    exactly, decoded = decoded, []
+    monkeypatch.setattr(slots, "MULTIPLE", 3)
+    again = sampled(llama, k=3, eos=eos, batch_size=4)
+    assert decoded == [min(-(-rows // 3) * 3, 4) for rows in exactly] and 3 in decoded
+    assert torch.equal(again.ids, samples.ids) and torch.equal(again.mask, samples.mask)
 
 
 @pytest.mark.parametrize("known", [True, False])
