@@ -99,6 +99,7 @@ def online(task: Task) -> RLSettings:
         ),
         optimizer=Optimizer(lr=LEARNING_RATE),
         compute=Compute(dtype=task.dtype),
+        frozen_dtype=task.dtype,
     )
 
 
@@ -114,6 +115,7 @@ def pairs(task: Task) -> RLSettings:
         generation=Generation(max_prompt_tokens=load.max_length, max_new_tokens=load.max_length),
         optimizer=Optimizer(lr=LEARNING_RATE),
         compute=Compute(dtype=task.dtype),
+        frozen_dtype=task.dtype,
     )
 
 
