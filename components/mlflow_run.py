@@ -27,13 +27,25 @@ class MlflowRun:
         return cls(client, run_id, client.get_run(run_id).info.experiment_id)
 
     @classmethod
-    def create(cls, experiment: str, name: str, artifacts: Path | None = None) -> Self:
+    def create(
+        cls, experiment: str, name: str, artifacts: Path | None = None, tags: Mapping[str, str] | None = None
+    ) -> Self:
         """A new run in an experiment, created when there is none; `artifacts` is its local file store."""
         client = _client()
-        found = client.get_experiment_by_name(experiment)
         location = None if artifacts is None else artifacts.absolute().as_uri()
-        experiment_id = found.experiment_id if found else client.create_experiment(experiment, location)
-        return cls(client, client.create_run(experiment_id, run_name=name).info.run_id, experiment_id)
+        experiment_id = _experiment(client, experiment, location)
+        made = client.create_run(experiment_id, run_name=name, tags=dict(tags or {}))
+        return cls(client, made.info.run_id, experiment_id)
+
+    @classmethod
+    def tagged(cls, experiment: str, key: str, value: str) -> list[Self]:
+        """The runs of an experiment that have a tag, the oldest first; none where there is no such experiment."""
+        client = _client()
+        if (held := client.get_experiment_by_name(experiment)) is None:
+            return []
+        runs = client.search_runs([held.experiment_id], f"tags.`{key}` = '{value}'")
+        runs = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+        return [cls(client, run.info.run_id, held.experiment_id) for run in runs]
 
     def nested(self, name: str) -> "MlflowRun":
         """A new run below this one."""
@@ -75,6 +87,19 @@ class MlflowRun:
         for orphan in self.client.search_runs([self.experiment_id], condition):
             self.client.set_terminated(orphan.info.run_id, "KILLED")
         self.client.set_terminated(self.run_id, status)
+
+
+def _experiment(client: Any, name: str, location: str | None) -> str:
+    """The id of an experiment, which is made when there is none; another task may be faster."""
+    from mlflow.exceptions import MlflowException
+
+    if (held := client.get_experiment_by_name(name)) is None:
+        try:
+            return str(client.create_experiment(name, location))
+        except MlflowException:
+            if (held := client.get_experiment_by_name(name)) is None:
+                raise
+    return str(held.experiment_id)
 
 
 def _client() -> Any:

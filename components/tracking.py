@@ -1,8 +1,9 @@
 """Numbers over updates: always to metrics.jsonl, and to an MLflow run where an address is set.
 
-A step's run is nested under the run of the pipeline (`PLUMBLINE_PARENT_RUN`, set by `plumbline run`). Inside
-Kubeflow, MLFLOW_RUN_ID names a run that exists already, and that one is used. Only rank 0 tracks. When MLflow
-fails, training goes on: one warning, and the file has everything.
+A step's run is nested under the run of the pipeline (`PLUMBLINE_PARENT_RUN`, set by `plumbline run`; on a cluster
+the one that is found by PLUMBLINE_PIPELINE_RUN, Kubeflow's id). Where Kubeflow's own plugin is at work, MLFLOW_RUN_ID
+names a run that exists already, and that one is used. Only rank 0 tracks. When MLflow fails, training goes on: one
+warning, and the file has everything.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.mlflow_run import MAX_BATCH, MlflowRun
+from components.pipeline_run import ERROR_TAG, MAX_ERROR, PIPELINE_RUN, found_or_made
 from components.termination import Terminated
 
 logger = logging.getLogger(__name__)
@@ -157,6 +159,10 @@ def track(name: str, settings: Mapping[str, Any], folder: Path) -> Iterator[Trac
     except (KeyboardInterrupt, Terminated):
         status = "KILLED"
         raise
+    except Exception as error:
+        reason = without_password(error)[:MAX_ERROR]
+        tracker.attempt(lambda run: run.set_tag(ERROR_TAG, reason))
+        raise
     finally:
         _active = None
         tracker.flush()
@@ -179,9 +185,12 @@ def _step_run(name: str) -> MlflowRun | None:
     try:
         if run_id := os.environ.get("MLFLOW_RUN_ID"):
             return MlflowRun.attach(run_id)
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "plumbline")
+        if pipeline_run := os.environ.get(PIPELINE_RUN):
+            os.environ.setdefault(PARENT_RUN, found_or_made(experiment, pipeline_run).run_id)
         if parent := os.environ.get(PARENT_RUN):
             return MlflowRun.attach(parent).nested(name)
-        return MlflowRun.create(os.environ.get("MLFLOW_EXPERIMENT_NAME", "plumbline"), name)
+        return MlflowRun.create(experiment, name)
     except Exception as error:  # as in Tracker.attempt
         address, reason = without_password(os.environ["MLFLOW_TRACKING_URI"]), without_password(error)
         logger.warning("MLflow at %s failed (%s); nothing is tracked there", address, reason)

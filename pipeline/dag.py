@@ -2,7 +2,8 @@
 
 Every step has one dict parameter with its settings, so Kubeflow's run form shows a box per step and a task's
 cache key depends on its own settings, its inputs and the fingerprint of the code behind it. The algorithm
-decides the shape at compile time; the one condition Kubeflow itself evaluates is the gate.
+decides the shape at compile time; the one condition Kubeflow itself evaluates is the gate. For a cluster the tasks
+have parameters for their hardware too (`resources.py`), and one more task says how the run ended.
 """
 
 import inspect
@@ -16,6 +17,7 @@ from components.demo.component import demo
 from components.deploy.component import deploy
 from components.evaluate.component import evaluate
 from components.infer.component import infer
+from components.notify.component import notify
 from components.preprocess.component import preprocess
 from components.reward.component import reward
 from components.rl.component import rl
@@ -23,54 +25,68 @@ from components.sft.component import sft
 from components.upload.component import upload
 from components.validate.component import validate
 from pipeline.resources import Equip
-from pipeline.settings import Settings
+from pipeline.settings import NOTIFY, Settings
 
 
 def build(settings: Settings, *, fingerprints: Mapping[str, str] | None = None, equip: Equip | None = None) -> Any:
     """The Kubeflow pipeline of the settings, ready to compile or to run locally.
 
-    `fingerprints` (by task) enter the cache keys; `equip` puts images and resources on the tasks.
+    `fingerprints` (by task) enter the cache keys; `equip` puts images and hardware on the tasks of a cluster.
     """
     tasks = settings.tasks()
+    defaults = {task: settings.step(task).model_dump(mode="json", exclude_none=True) for task in tasks}
+    if equip is not None:
+        defaults |= equip.parameters()
 
     def wire(*parameters: Any) -> None:
-        nodes = _Nodes(dict(zip(tasks, parameters, strict=True)), fingerprints or {}, equip)
-        _wire(nodes, settings.rl.teachers)
+        nodes = _Nodes(dict(zip(defaults, parameters, strict=True)), fingerprints or {}, equip)
+        if equip is None:
+            _wire(nodes, settings.rl.teachers)
+        else:
+            with dsl.ExitHandler(_ending(settings.name, equip), "run"):
+                _wire(nodes, settings.rl.teachers)
 
     wire.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # kfp reads the parameters from here
         [
             inspect.Parameter(
-                task,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=settings.step(task).model_dump(mode="json", exclude_none=True),
-                annotation=dict,
+                name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=type(default)
             )
-            for task in tasks
+            for name, default in defaults.items()
         ]
     )
     description = f"RLHF with {settings.rl.algorithm.name}: from raw feedback to a promoted, served model."
     return dsl.pipeline(wire, name=settings.name, description=description)
 
 
+def _ending(pipeline: str, equip: Equip) -> Any:
+    """The task that runs when all others have ended, however they did."""
+    node = notify(pipeline=pipeline)
+    node.set_display_name(NOTIFY)
+    node.set_caching_options(False)  # what it says of one run is not true of another
+    equip(NOTIFY, node, {})
+    return node
+
+
 class _Nodes:
     """Makes the tasks: each gets its settings, its name, its fingerprint and what it asks of the cluster."""
 
-    def __init__(self, settings: Mapping[str, Any], fingerprints: Mapping[str, str], equip: Equip | None) -> None:
-        self.settings, self.fingerprints, self.equip = settings, fingerprints, equip
+    def __init__(self, parameters: Mapping[str, Any], fingerprints: Mapping[str, str], equip: Equip | None) -> None:
+        """`parameters` are the run's, by name: a task's own has its settings."""
+        self.parameters, self.fingerprints, self.equip = parameters, fingerprints, equip
 
     def __contains__(self, task: str) -> bool:
-        return task in self.settings
+        return task in self.parameters
 
     def add(self, component: Any, task: str, **inputs: Any) -> Any:
         node = component(
-            settings=self.settings[task],
+            settings=self.parameters[task],
             task=task,
             fingerprint=self.fingerprints.get(task, ""),
             **{name: value for name, value in inputs.items() if value is not None},
         )
         node.set_display_name(task)
         if self.equip is not None:
-            self.equip(task, node)
+            self.equip(task, node, self.parameters)
         return node
 
 

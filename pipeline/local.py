@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from kfp import local
 from kfp.local import config
 
-from components import termination
+from components import termination, webhook
 from components.artifacts import write_json
 from components.launch import FAILED_EXIT_CODE, INPUT_EXIT_CODE, RUN_DIR
 from pipeline.documents import write_document
@@ -87,6 +87,9 @@ def run(plan: Plan, runs_dir: Path, screen: Screen) -> int:
             summary = attempt.sum_up(plan.tasks)
             ledger.close(folder, summary["status"])
     attempt.say_goodbye(summary, plan.tasks)
+    message = {"run": folder.run_id, "status": summary["status"], "error": attempt.error, "pipeline": plan.name}
+    if trouble := webhook.send(message):
+        screen.line(f"warning: {trouble}")
     return attempt.exit_code
 
 

@@ -1,31 +1,102 @@
-"""Images, GPUs, CPU, memory, retries and the place of checkpoints on the tasks of a compiled pipeline."""
+"""What the settings ask of the cluster, put on the tasks of a compiled pipeline.
 
-from collections.abc import Callable
+Image, CPU, memory, GPUs, node selector and tolerations of a task are parameters of the run (`rl_gpus`), so that a
+person who clones a run in Kubeflow's form can give a task other hardware without compiling anything. They are resolved
+by Kubeflow's driver: container fields out of the task's inputs, which makes them a part of its cache key (a task with
+another image, CPU, memory or number of GPUs runs again), node selector and tolerations out of the pipeline's own,
+which does not. What Kubeflow resolves at compile time alone is fixed: /dev/shm, retries, time-outs, variables, names
+of secrets, the user, and all that the last task (`notify`) asks.
+"""
 
+from collections.abc import Mapping
+from typing import Any
+
+from kfp import kubernetes
 from kfp.dsl import PipelineTask
+from kfp.dsl.pipeline_channel import PipelineChannel
 
+from components.pipeline_run import PIPELINE_RUN
+from pipeline.hardware import RUNS_A_MODEL, TRAINS, TaskResources
+from pipeline.secrets import Secret
 from pipeline.settings import Settings
 
-TRAINS = {"base", "sft", "reward", "cost", "rl"}
-RUNS_A_MODEL = TRAINS | {"evaluate", "infer"}
 CHECKPOINTS = "PLUMBLINE_CHECKPOINTS"
 """The variable that tells a step where its checkpoints are."""
-Equip = Callable[[str, PipelineTask], None]
+EXPERIMENT = "MLFLOW_EXPERIMENT_NAME"
+RUN_LABEL = "metadata.labels['pipeline/runid']"
+"""Where Kubeflow writes the run's id on every pod. Its placeholder would be a task's input, and no task with another
+input is ever taken from the cache."""
+USER = 10001
+"""The user of our images."""
 
 
-def equip(settings: Settings) -> Equip:
-    """The function that puts a task's image and resources on it; for the cluster, a local run has neither."""
+class Equip:
+    """Puts images, hardware, variables and secrets on tasks; for the cluster, a local run has none of them."""
 
-    def on(task: str, node: PipelineTask) -> None:
-        wanted = getattr(settings.resources, task)
-        node.set_container_image(settings.images.train if task in RUNS_A_MODEL else settings.images.pipeline)
-        node.set_cpu_limit(wanted.cpu).set_memory_limit(wanted.memory)
-        if wanted.gpus:
-            node.set_accelerator_type(wanted.gpu_type).set_accelerator_limit(wanted.gpus)
-        if wanted.retries:
-            node.set_retry(wanted.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="1800s")
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
 
+    def parameters(self) -> dict[str, Any]:
+        """The run parameters beside the steps' settings, by name: text, a mapping or a list, as the settings say."""
+        return {
+            f"{task}_{name}": value for task in self.settings.tasks() for name, value in self._hardware(task).items()
+        }
+
+    def __call__(self, task: str, node: PipelineTask, chosen: Mapping[str, Any]) -> None:
+        """Equip a task; `chosen` holds the run's parameters by name, and what is not among them is fixed."""
+        settings, asked = self.settings, self._asked(task)
+        _place(node, {name: chosen.get(f"{task}_{name}", value) for name, value in self._hardware(task).items()})
+        _bound(node, asked)
+        variables = {EXPERIMENT: settings.name, **settings.environment}
         if settings.checkpoints and task in TRAINS:
-            node.set_env_variable(CHECKPOINTS, settings.checkpoints)
+            variables[CHECKPOINTS] = settings.checkpoints
+        for name, value in variables.items():
+            node.set_env_variable(name, value)
+        kubernetes.use_field_path_as_env(node, PIPELINE_RUN, RUN_LABEL)
+        for secret in settings.secrets:
+            if secret.reaches(task):
+                _hand_over(node, secret)
+        if settings.image_pull_secrets:
+            kubernetes.set_image_pull_secrets(node, list(settings.image_pull_secrets))
+        kubernetes.set_security_context(node, run_as_user=USER, run_as_non_root=True)
 
-    return on
+    def _asked(self, task: str) -> TaskResources:
+        asked = getattr(self.settings.resources, task)
+        assert isinstance(asked, TaskResources)
+        return asked
+
+    def _hardware(self, task: str) -> dict[str, Any]:
+        """What a run can change of a task."""
+        images = self.settings.images
+        hardware = self._asked(task).parameters(images.train if task in RUNS_A_MODEL else images.pipeline)
+        return hardware if task in RUNS_A_MODEL else {k: v for k, v in hardware.items() if not k.startswith("gpu")}
+
+
+def _place(node: PipelineTask, hardware: Mapping[str, Any]) -> None:
+    """Put image and hardware on a task, as constants or as parameters of the run."""
+    node.set_container_image(hardware["image"])
+    node.set_cpu_limit(hardware["cpu"]).set_memory_limit(hardware["memory"])
+    if "gpus" in hardware:
+        node.set_accelerator_type(hardware["gpu_type"]).set_accelerator_limit(hardware["gpus"])
+    kubernetes.add_node_selector_json(node, hardware["node_selector"])
+    kubernetes.add_toleration_json(node, hardware["tolerations"])
+    # kfp passes a parameter into a group for a task's image, and forgets it for CPU, memory and GPUs
+    node.register_pipeline_channels([value for value in hardware.values() if isinstance(value, PipelineChannel)])
+
+
+def _bound(node: PipelineTask, asked: TaskResources) -> None:
+    """Set how often and how long a task is tried, and its shared memory."""
+    if asked.retries:
+        node.set_retry(asked.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="1800s")
+    if asked.timeout_s:
+        kubernetes.set_timeout(node, asked.timeout_s)
+    if asked.shm:
+        kubernetes.empty_dir_mount(node, "plumbline-shm", "/dev/shm", medium="Memory", size_limit=asked.shm)
+
+
+def _hand_over(node: PipelineTask, secret: Secret) -> None:
+    """Name a secret to a task: as variables, or as a folder of files."""
+    if secret.env:
+        kubernetes.use_secret_as_env(node, secret.name, dict(secret.env))
+    else:
+        kubernetes.use_secret_as_volume(node, secret.name, secret.mount)

@@ -1,6 +1,5 @@
 """Everything that can be set: one field per step, and what the pipeline adds around the steps."""
 
-import warnings
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -17,9 +16,8 @@ from components.settings import Group, StepSettings
 from components.sft.settings import SFTSettings
 from components.upload.settings import UploadSettings
 from components.validate.settings import ValidateSettings
-
-# A step is called validate, and so is a method that pydantic no longer wants anybody to use.
-warnings.filterwarnings("ignore", message='Field name "validate" in')
+from pipeline.hardware import Images, Resources
+from pipeline.secrets import Environment, Secret, SecretName, contradictions
 
 TASKS = (
     "demo",
@@ -35,65 +33,8 @@ TASKS = (
     "deploy",
     "infer",
 )
-
-
-class TaskResources(Group):
-    """What one task asks of the cluster; a local run asks nothing."""
-
-    gpus: int = Field(0, ge=0)
-    """GPUs of the task; 0 lets it run on any node."""
-    gpu_type: str = "nvidia.com/gpu"
-    """The resource name under which the cluster offers them."""
-    cpu: str = Field("2", coerce_numbers_to_str=True, pattern=r"^[0-9]+(\.[0-9]+)?m?$")
-    """CPU cores as Kubernetes writes them: 4, 0.5 or 500m."""
-    memory: str = Field(
-        "8Gi", coerce_numbers_to_str=True, pattern=r"^[0-9]+(\.[0-9]+)?(E|P|T|G|M|K|Ei|Pi|Ti|Gi|Mi|Ki)?$"
-    )
-    """Memory as Kubernetes writes it: 64Gi."""
-    retries: int = Field(2, ge=0)
-    """Further attempts when the task fails, a minute apart at first and then twice as long each time."""
-
-
-LIGHT = TaskResources()
-MODEL = TaskResources(gpus=1, cpu="8", memory="64Gi")
-
-
-class Resources(Group):
-    """What each task asks of the cluster: a GPU where a model runs."""
-
-    demo: TaskResources = LIGHT
-    """Writes a few files."""
-    preprocess: TaskResources = TaskResources(cpu="4", memory="32Gi")
-    """Holds the data in memory."""
-    base: TaskResources = TaskResources(cpu="4", memory="32Gi")
-    """Fetches a model."""
-    validate: TaskResources = LIGHT  # type: ignore[assignment]  # a step's name, not pydantic's method
-    """Reads every row once."""
-    sft: TaskResources = MODEL
-    """Trains one model."""
-    reward: TaskResources = MODEL
-    """Trains one model."""
-    cost: TaskResources = MODEL
-    """Trains one model."""
-    rl: TaskResources = TaskResources(gpus=1, cpu="16", memory="128Gi")
-    """Holds the policy, its reference, the scorers and the critics."""
-    evaluate: TaskResources = MODEL
-    """Samples from two policies."""
-    upload: TaskResources = LIGHT
-    """Copies a folder."""
-    deploy: TaskResources = LIGHT
-    """Writes a pointer or a manifest."""
-    infer: TaskResources = MODEL
-    """Samples from the promoted policy."""
-
-
-class Images(Group):
-    """The container images of the tasks; a local run uses none."""
-
-    pipeline: str = Field("plumbline/pipeline:0.1.0", min_length=1)
-    """For tasks that handle files: demo, preprocess, validate, upload, deploy."""
-    train: str = Field("plumbline/train:0.1.0", min_length=1)
-    """For tasks that run a model: base, sft, reward, cost, rl, evaluate, infer."""
+NOTIFY = "notify"
+"""The task that a cluster runs last, however the others ended; a local run says itself how it ended."""
 
 
 class Settings(Group):
@@ -134,6 +75,12 @@ class Settings(Group):
     """What each task asks of the cluster."""
     images: Images = Images()
     """The container images of the tasks."""
+    environment: Environment = Field({})
+    """Variables of every task on a cluster, such as MLFLOW_TRACKING_URI; a local run passes its own environment on."""
+    secrets: tuple[Secret, ...] = ()
+    """Secrets of the cluster that its tasks get, by name: a token for the hub, a password for MLflow, a key file."""
+    image_pull_secrets: tuple[SecretName, ...] = ()
+    """Secrets with which the cluster fetches the images, by name."""
 
     @model_validator(mode="after")
     def _kinds(self) -> Self:
@@ -184,6 +131,13 @@ class Settings(Group):
                     f"rl.{task}_scorer.kind is ensemble; {task}.members is {getattr(self, task).members}. Set it to 2 "
                     "or more, so that there are models to disagree."
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _surroundings(self) -> Self:
+        """Every task's variables and files can be put in place."""
+        if problem := next(contradictions(self.secrets, self.environment, (*TASKS, NOTIFY)), ""):
+            raise ValueError(problem)
         return self
 
     def tasks(self) -> tuple[str, ...]:
