@@ -128,6 +128,7 @@ def test_a_missing_file_is_named_with_the_configurations_there_are() -> None:
         ("sft: {epochs: [}", "not YAML at line 1, column 16"),
         ("- a\n- b", "accepted: a mapping"),
         ("rl: {rollouts: 1}\nrl: {epochs: 2}", "line 2, column 1: key 'rl' is there twice"),
+        ("images: {train: {{image}}}", "line 1, column 18: a key is a list or a mapping"),
     ],
 )
 def test_a_malformed_file_is_named_with_the_line(config, text: str, part: str) -> None:
