@@ -4,6 +4,7 @@ The address is a secret, for most of them hold a token in path or query: nothing
 host, and neither an answer's body nor a library's message is repeated. A message that does not arrive is a warning.
 """
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ def send(message: Mapping[str, str]) -> str:
         return ""
     if not (host := _host(address)):
         return f"{VARIABLE} is no web address (not shown, it may hold a secret); accepted: https://server/path."
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole addresses, and Kubeflow shows what it logs
     reason = ""
     for attempt in range(ATTEMPTS):
         if attempt:

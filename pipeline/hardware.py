@@ -150,7 +150,7 @@ class Resources(Group):
     """Writes a pointer or a manifest."""
     infer: TaskResources = MODEL
     """Samples from the promoted policy."""
-    notify: TaskResources = TaskResources(cpu="1", memory="2Gi", timeout_s=900)
+    notify: TaskResources = TaskResources(cpu="1", memory="2Gi", retries=0, timeout_s=900)
     """Says how the run ended. A run cannot change it."""
 
     @model_validator(mode="after")

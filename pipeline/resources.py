@@ -78,7 +78,8 @@ def _place(node: PipelineTask, hardware: Mapping[str, Any]) -> None:
     node.set_cpu_limit(hardware["cpu"]).set_memory_limit(hardware["memory"])
     if "gpus" in hardware:
         node.set_accelerator_type(hardware["gpu_type"]).set_accelerator_limit(hardware["gpus"])
-    kubernetes.add_node_selector_json(node, hardware["node_selector"])
+    if hardware["node_selector"]:  # a parameter, or labels
+        kubernetes.add_node_selector_json(node, hardware["node_selector"])
     kubernetes.add_toleration_json(node, hardware["tolerations"])
     # kfp passes a parameter into a group for a task's image, and forgets it for CPU, memory and GPUs
     node.register_pipeline_channels([value for value in hardware.values() if isinstance(value, PipelineChannel)])

@@ -52,6 +52,19 @@ def test_a_step_takes_its_own_settings_and_paths_alone(step: str) -> None:
     assert signature.return_annotation == dict[str, float]
 
 
+def test_the_report_on_a_runs_end_is_no_step_and_takes_what_kubeflow_says_of_the_others() -> None:
+    component = import_module("components.notify.component").notify
+    assert "notify" not in {*STEPS, *FOLDERS}
+    assert {name: put.type for name, put in component.component_spec.inputs.items()} == {
+        "pipeline": "String",
+        "status": "PipelineTaskFinalStatus",
+    }
+    assert not component.component_spec.outputs
+    assert set(component.python_func.__code__.co_names) == {"components.notify.ending", "report"}
+    parameters = inspect.signature(import_module("components.notify.ending").report).parameters
+    assert len(parameters) == 2
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_components_body_is_one_import_and_one_call(step: str) -> None:
     component = getattr(import_module(f"components.{step}.component"), step)

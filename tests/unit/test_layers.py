@@ -21,11 +21,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STEPS = {
-    "demo", "preprocess", "base", "validate", "sft", "reward", "rl", "evaluate", "upload", "deploy", "infer",
-}
+    "demo", "preprocess", "base", "validate", "sft", "reward", "rl", "evaluate", "upload", "deploy", "infer", "notify",
+}  # notify is no step, and its folder is one as theirs are
 VOCABULARY = {f"components.{name}" for name in ("settings", "records", "errors")}
 LAUNCHERS = {"components.launch", "components.__main__"}
-LIGHT = ("artifacts", "launch", "mlflow_run", "outputs", "parsing", "storage", "termination", "tracking")
+LIGHT = (
+    "artifacts", "launch", "mlflow_run", "outputs", "parsing", "pipeline_run", "storage", "termination", "tracking",
+    "webhook",
+)
 OPEN_TO_PIPELINE = VOCABULARY | {f"components.{name}" for name in LIGHT}
 HEAVY = {
     "accelerate", "datasets", "deepspeed", "google.cloud", "matplotlib", "mlflow", "numpy", "pandas", "peft",

@@ -9,8 +9,9 @@ import pytest
 from components.errors import InputError
 from components.launch import STEPS, settings_class
 from components.parsing import parse
+from pipeline.hardware import Resources
 from pipeline.overrides import CONFIGS, resolve
-from pipeline.settings import TASKS, Resources, Settings
+from pipeline.settings import NOTIFY, TASKS, Settings
 
 CONFIG_NAMES = (
     "async-rlhf-best-of-2", "async-rlhf-online-dpo", "async-rlhf-ppo", "async-rlhf-rloo", "best_of_k", "default",
@@ -48,7 +49,7 @@ def test_a_steps_settings_come_back_from_kubeflow_as_they_went(name: str) -> Non
 def test_there_is_a_settings_class_for_every_step_and_a_field_for_every_task() -> None:
     assert {settings_class(step).__name__.lower() for step in STEPS} == {f"{step}settings" for step in STEPS}
     assert set(TASKS) == {*STEPS, "cost"}
-    assert set(TASKS) == set(Resources.model_fields)
+    assert {*TASKS, NOTIFY} == set(Resources.model_fields)
     assert set(TASKS) < set(Settings.model_fields)
 
 

@@ -78,6 +78,7 @@ def test_a_step_that_is_stopped_is_killed_in_mlflow(tmp_path: Path, monkeypatch:
 
     class Noted(MlflowRun):
         def log_params(self, settings: Any) -> None: ...
+        def set_tag(self, key: str, value: str) -> None: ...
         def end(self, status: str) -> None:
             ended.append(status)
 
