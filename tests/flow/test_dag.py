@@ -1,5 +1,7 @@
 """The compiled pipeline: order, gate, parameters, resources, and the committed pipeline.yaml."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 import yaml
 from kfp.compiler import Compiler
 
+from components.errors import InputError
 from pipeline.dag import build
 from pipeline.overrides import resolve
 from pipeline.package import write_package
@@ -14,17 +17,22 @@ from pipeline.package import write_package
 ROOT = Path(__file__).parents[2]
 
 
+GROUPS = {"run", "passed"}
+
+
 def compiled(tmp_path: Path, *overrides: str, config: str = "default") -> dict[str, Any]:
+    """The compiled pipeline, what Kubernetes is asked beyond it under "platforms"."""
     settings = resolve([Path(config)], overrides)
     path = tmp_path / "pipeline.yaml"
     write_package(settings, path)
-    return dict(yaml.safe_load(path.read_text()))
+    spec, beyond = yaml.safe_load_all(path.read_text())
+    return {**spec, **beyond}
 
 
 def nodes(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Every task by its display name, with the tasks it waits for by theirs."""
     found = {}
-    for dag in [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]:
+    for _, dag in dags(spec):
         display = {name: task["taskInfo"]["name"] for name, task in dag["tasks"].items()}
         for name, task in dag["tasks"].items():
             after = {display[other] for other in task.get("dependentTasks", [])}
@@ -32,9 +40,33 @@ def nodes(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def dags(spec: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The pipeline and its groups: the parameters that each declares, and its tasks."""
+    for component in (spec["root"], *spec["components"].values()):
+        if "dag" in component:
+            yield component.get("inputDefinitions", {}).get("parameters", {}), component["dag"]
+
+
+def executor(spec: dict[str, Any], task: str) -> str:
+    return str(spec["components"][nodes(spec)[task]["componentRef"]["name"]]["executorLabel"])
+
+
 def container(spec: dict[str, Any], task: str) -> dict[str, Any]:
-    component = spec["components"][nodes(spec)[task]["componentRef"]["name"]]
-    return dict(spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"])
+    return dict(spec["deploymentSpec"]["executors"][executor(spec, task)]["container"])
+
+
+def pod(spec: dict[str, Any], task: str) -> dict[str, Any]:
+    """What Kubernetes is asked for a task beyond its container."""
+    return dict(spec["platforms"]["kubernetes"]["deploymentSpec"]["executors"][executor(spec, task)])
+
+
+def parameters(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parameters of a run."""
+    return dict(spec["root"]["inputDefinitions"]["parameters"])
+
+
+def environment(spec: dict[str, Any], task: str) -> dict[str, str]:
+    return {variable["name"]: variable["value"] for variable in container(spec, task)["env"]}
 
 
 def test_the_committed_pipeline_is_the_compiled_default(tmp_path: Path) -> None:
@@ -46,6 +78,8 @@ def test_the_committed_pipeline_is_the_compiled_default(tmp_path: Path) -> None:
 def test_tasks_wait_for_what_they_read_and_training_for_validation(tmp_path: Path) -> None:
     after = {name: node["after"] for name, node in nodes(compiled(tmp_path, config="demo")).items()}
     assert after == {
+        "notify": {"run"},
+        "run": set(),
         "demo": set(),
         "preprocess": {"demo"},
         "base": {"demo", "preprocess"},
@@ -66,7 +100,7 @@ def test_only_the_gate_is_a_condition(tmp_path: Path) -> None:
     conditions = {
         name: node["triggerPolicy"]["condition"]
         for name, node in nodes(compiled(tmp_path)).items()
-        if "triggerPolicy" in node
+        if "condition" in node.get("triggerPolicy", {})
     }
     assert list(conditions) == ["passed"]
     assert "evaluate-Output" in conditions["passed"]
@@ -75,17 +109,17 @@ def test_only_the_gate_is_a_condition(tmp_path: Path) -> None:
 def test_without_a_cost_limit_there_is_no_cost_task(tmp_path: Path) -> None:
     spec = compiled(tmp_path, "rl.algorithm.name=ppo")
     assert "cost" not in nodes(spec)
-    assert "cost" not in spec["root"]["inputDefinitions"]["parameters"]
+    assert not [name for name in parameters(spec) if name.startswith("cost")]
     assert "cost" not in nodes(spec)["rl"]["inputs"].get("artifacts", {})
 
 
 def test_every_task_has_one_dict_parameter_with_its_settings(tmp_path: Path) -> None:
     spec = compiled(tmp_path, "rl.rollouts=17")
-    parameters = spec["root"]["inputDefinitions"]["parameters"]
-    assert set(parameters) == set(nodes(spec)) - {"passed"}
-    assert {parameter["parameterType"] for parameter in parameters.values()} == {"STRUCT"}
-    assert parameters["rl"]["defaultValue"]["rollouts"] == 17
-    assert parameters["cost"]["defaultValue"]["kind"] == "cost"
+    steps = {name: parameter for name, parameter in parameters(spec).items() if "_" not in name}
+    assert set(steps) == set(nodes(spec)) - {*GROUPS, "notify"}
+    assert {parameter["parameterType"] for parameter in steps.values()} == {"STRUCT"}
+    assert steps["rl"]["defaultValue"]["rollouts"] == 17
+    assert steps["cost"]["defaultValue"]["kind"] == "cost"
 
 
 def test_reward_and_cost_know_which_task_they_are(tmp_path: Path) -> None:
@@ -94,33 +128,152 @@ def test_reward_and_cost_know_which_task_they_are(tmp_path: Path) -> None:
         assert named[task]["inputs"]["parameters"]["task"]["runtimeValue"]["constant"] == task
 
 
-def test_gpus_cpu_memory_images_and_retries_are_on_the_compiled_tasks(tmp_path: Path) -> None:
-    overrides = ["resources.sft.gpus=4", "resources.sft.memory=200Gi", "resources.sft.cpu=12"]
-    spec = compiled(tmp_path, *overrides, "resources.sft.retries=5", "images.train=registry/train:1")
-    sft, light = container(spec, "sft"), container(spec, "upload")
-    assert sft["image"] == "registry/train:1"
-    assert light["image"] == "plumbline/pipeline:0.1.0"
-    assert sft["resources"]["accelerator"]["resourceType"] == "nvidia.com/gpu"
-    assert sft["resources"]["accelerator"]["resourceCount"] == "4"
-    assert sft["resources"]["resourceMemoryLimit"] == "200Gi"
-    assert sft["resources"]["resourceCpuLimit"] == "12"
-    assert "accelerator" not in light["resources"]
-    assert nodes(spec)["sft"]["retryPolicy"]["maxRetryCount"] == 5
-    assert nodes(spec)["sft"]["retryPolicy"]["backoffFactor"] == 2.0
+def test_a_run_chooses_the_hardware_of_every_task_with_the_settings_as_defaults(tmp_path: Path) -> None:
+    spec = compiled(
+        tmp_path, "resources.rl.gpus=8", "resources.rl.memory=900Gi", "resources.rl.gpu_type=amd.com/gpu",
+        "resources.rl.node_selector={pool: h100}", "resources.rl.tolerations=[{key: gpu, operator: Exists}]",
+        "images.train=registry/train:1", "resources.upload.image=registry/upload:2",
+    )  # fmt: skip
+    chosen = {name: (p["parameterType"], p["defaultValue"]) for name, p in parameters(spec).items() if "_" in name}
+    assert {name: value for name, value in chosen.items() if name.startswith("rl_")} == {
+        "rl_image": ("STRING", "registry/train:1"),
+        "rl_cpu": ("STRING", "16"),
+        "rl_memory": ("STRING", "900Gi"),
+        "rl_gpus": ("STRING", "8"),  # text: Kubeflow's driver gives a pod the text of a number as nothing
+        "rl_gpu_type": ("STRING", "amd.com/gpu"),
+        "rl_node_selector": ("STRUCT", {"pool": "h100"}),
+        "rl_tolerations": ("LIST", [{"key": "gpu", "operator": "Exists"}]),
+    }
+    assert {name: value for name, value in chosen.items() if name.startswith("upload_")} == {
+        "upload_image": ("STRING", "registry/upload:2"),
+        "upload_cpu": ("STRING", "2"),
+        "upload_memory": ("STRING", "8Gi"),
+        "upload_node_selector": ("STRUCT", {}),
+        "upload_tolerations": ("LIST", []),
+    }
+    assert not [name for name in chosen if name.startswith("notify")]
+
+
+@pytest.mark.parametrize("task", ["rl", "infer"])
+def test_a_pod_is_given_what_the_run_says_also_behind_the_gate(tmp_path: Path, task: str) -> None:
+    spec = compiled(tmp_path)
+
+    def channel(name: str) -> str:
+        return f"{{{{$.inputs.parameters['pipelinechannel--{task}_{name}']}}}}"
+
+    asked = container(spec, task)
+    assert asked["image"] == channel("image")
+    assert asked["resources"] == {
+        "resourceCpuLimit": channel("cpu"),
+        "resourceMemoryLimit": channel("memory"),
+        "accelerator": {"resourceType": channel("gpu_type"), "resourceCount": channel("gpus")},
+    }
+    selector, (toleration,) = pod(spec, task)["nodeSelector"], pod(spec, task)["tolerations"]
+    reference = {"componentInputParameter": f"pipelinechannel--{task}_node_selector"}
+    assert selector == {"nodeSelectorJson": reference}
+    assert toleration["tolerationJson"] == {"componentInputParameter": f"pipelinechannel--{task}_tolerations"}
+
+
+def test_every_parameter_reaches_the_group_and_the_task_that_name_it(tmp_path: Path) -> None:
+    spec, seen = compiled(tmp_path, config="demo"), set()
+    for declared, dag in dags(spec):
+        for task in dag["tasks"].values():
+            inputs = task.get("inputs", {}).get("parameters", {})
+            named = {put["componentInputParameter"] for put in inputs.values() if "componentInputParameter" in put}
+            label = spec["components"][task["componentRef"]["name"]].get("executorLabel")
+            if label is not None:
+                text = str(spec["deploymentSpec"]["executors"][label]["container"]["resources"])
+                text += spec["deploymentSpec"]["executors"][label]["container"]["image"]
+                assert set(re.findall(r"parameters\['(.+?)'\]", text)) <= set(inputs)
+                asked = spec["platforms"]["kubernetes"]["deploymentSpec"]["executors"][label]
+                named |= set(re.findall(r"'componentInputParameter': '(.+?)'", str(asked)))
+            assert named <= set(declared), task["taskInfo"]["name"]
+            seen |= named
+    assert {f"pipelinechannel--{name}" for name in parameters(spec)} <= seen
+
+
+def test_a_task_that_handles_files_asks_no_gpu_and_no_shared_memory(tmp_path: Path) -> None:
+    spec = compiled(tmp_path)
+    assert "accelerator" not in container(spec, "upload")["resources"]
+    assert "emptyDirMounts" not in pod(spec, "upload")
+
+
+def test_retries_time_outs_and_shared_memory_are_fixed_in_the_compiled_pipeline(tmp_path: Path) -> None:
+    spec = compiled(tmp_path, "resources.sft.retries=5", "resources.sft.timeout_s=7200", "resources.sft.shm=32Gi")
+    retry = nodes(spec)["sft"]["retryPolicy"]
+    assert (retry["maxRetryCount"], retry["backoffDuration"], retry["backoffFactor"]) == (5, "60s", 2.0)
+    assert retry["backoffMaxDuration"] == "1800s"
+    assert pod(spec, "sft")["activeDeadlineSeconds"] == "7200"
+    assert "activeDeadlineSeconds" not in pod(spec, "rl")
+    (memory,) = pod(spec, "sft")["emptyDirMounts"]
+    assert (memory["mountPath"], memory["medium"], memory["sizeLimit"]) == ("/dev/shm", "Memory", "32Gi")
+
+
+def test_every_task_runs_as_our_images_user_and_knows_kubeflows_id_of_the_run(tmp_path: Path) -> None:
+    spec = compiled(tmp_path, "name=hh")
+    for task in set(nodes(spec)) - GROUPS:
+        assert pod(spec, task)["securityContext"] == {"runAsUser": "10001", "runAsNonRoot": True}
+        (field,) = pod(spec, task)["fieldPathAsEnv"]
+        assert field == {"name": "PLUMBLINE_PIPELINE_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}
+        assert environment(spec, task)["MLFLOW_EXPERIMENT_NAME"] == "hh"
+
+
+def test_secrets_are_in_the_compiled_pipeline_by_name_and_for_their_tasks_alone(tmp_path: Path) -> None:
+    spec = compiled(
+        tmp_path,
+        "secrets=[{name: hub, env: {token: HF_TOKEN}, tasks: [base, rl]}, {name: gcs, mount: /var/secrets/gcs}, "
+        "{name: hook, env: {url: PLUMBLINE_WEBHOOK}, tasks: [notify]}]",
+        "environment.GOOGLE_APPLICATION_CREDENTIALS=/var/secrets/gcs/key.json",
+        "environment.MLFLOW_EXPERIMENT_NAME=other",
+        "image_pull_secrets=[registry]",
+    )
+    with_token = {task for task in set(nodes(spec)) - GROUPS if "HF_TOKEN" in str(pod(spec, task))}
+    assert with_token == {"base", "rl"}
+    (token,) = pod(spec, "rl")["secretAsEnv"]
+    assert token["secretName"] == "hub" and token["optional"] is False
+    assert token["keyToEnv"] == [{"secretKey": "token", "envVar": "HF_TOKEN"}]
+    for task in set(nodes(spec)) - GROUPS:
+        (key,) = pod(spec, task)["secretAsVolume"]
+        assert (key["secretName"], key["mountPath"]) == ("gcs", "/var/secrets/gcs")
+        assert pod(spec, task)["imagePullSecret"][0]["secretName"] == "registry"
+        assert environment(spec, task)["GOOGLE_APPLICATION_CREDENTIALS"] == "/var/secrets/gcs/key.json"
+        assert environment(spec, task)["MLFLOW_EXPERIMENT_NAME"] == "other"
+        assert ("PLUMBLINE_WEBHOOK" in str(pod(spec, task))) == (task == "notify")
+
+
+def test_a_secrets_value_does_not_get_as_far_as_a_compiled_pipeline(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="HF_TOKEN, which looks like a secret") as refused:
+        compiled(tmp_path, "environment.HF_TOKEN=hf_s3cr3t")
+    assert "s3cr3t" not in str(refused.value)
+    assert not (tmp_path / "pipeline.yaml").exists()
+
+
+def test_the_report_on_the_end_runs_however_the_others_ended_and_is_never_taken_from_the_cache(tmp_path: Path) -> None:
+    spec = compiled(tmp_path, "name=hh", "resources.notify.node_selector={pool: small}")
+    node = nodes(spec)["notify"]
+    assert node["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    assert node["cachingOptions"] == {}
+    assert node["inputs"]["parameters"]["pipeline"]["runtimeValue"]["constant"] == "hh"
+    assert list(node["inputs"]["parameters"]["status"]) == ["taskFinalStatus"]
+    assert container(spec, "notify")["image"] == "plumbline/pipeline:0.1.0"
+    assert container(spec, "notify")["resources"]["resourceMemoryLimit"] == "2Gi"
+    assert pod(spec, "notify")["activeDeadlineSeconds"] == "900"
+    constant = pod(spec, "notify")["nodeSelector"]["nodeSelectorJson"]["runtimeValue"]["constant"]
+    assert constant == {"pool": "small"}
 
 
 def test_training_tasks_know_where_their_checkpoints_are_kept_between_attempts(tmp_path: Path) -> None:
     spec = compiled(tmp_path, "checkpoints=gs://bucket/kept", config="demo")
     place = {"name": "PLUMBLINE_CHECKPOINTS", "value": "gs://bucket/kept"}
-    told = {task for task in nodes(spec) if task != "passed" and place in container(spec, task).get("env", [])}
+    told = {task for task in set(nodes(spec)) - GROUPS if place in container(spec, task)["env"]}
     assert told == {"base", "sft", "reward", "cost", "rl"}
-    assert "env" not in container(compiled(tmp_path, config="demo"), "sft")
+    assert "PLUMBLINE_CHECKPOINTS" not in environment(compiled(tmp_path, config="demo"), "sft")
 
 
-def test_fingerprints_enter_the_tasks_and_resources_do_not_without_a_cluster(tmp_path: Path) -> None:
+def test_fingerprints_enter_the_tasks_and_nothing_of_a_cluster_does_without_one(tmp_path: Path) -> None:
     path = tmp_path / "local.yaml"
     Compiler().compile(build(resolve([]), fingerprints={"sft": "abc"}), str(path))
-    spec = yaml.safe_load(path.read_text())
+    spec = yaml.safe_load(path.read_text())  # one document: nothing is asked of Kubernetes
     constants = {
         name: node["inputs"]["parameters"]["fingerprint"]["runtimeValue"]["constant"]
         for name, node in nodes(spec).items()
@@ -129,6 +282,8 @@ def test_fingerprints_enter_the_tasks_and_resources_do_not_without_a_cluster(tmp
     assert constants.pop("sft") == "abc"
     assert set(constants.values()) == {""}
     assert "resources" not in container(spec, "sft")
+    assert "notify" not in nodes(spec)
+    assert not [name for name in parameters(spec) if "_" in name]
 
 
 @pytest.mark.parametrize("config", ["demo", "hh", "ppo", "ppo_lag"])
