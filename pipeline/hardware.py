@@ -1,5 +1,6 @@
 """What the tasks ask of the cluster: hardware, image, attempts and time. A local run asks nothing."""
 
+import math
 import re
 import warnings
 from typing import Annotated, Any, Literal, Self
@@ -12,11 +13,12 @@ from components.settings import Group
 warnings.filterwarnings("ignore", message='Field name "validate" in')
 
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(E|P|T|G|M|K|Ei|Pi|Ti|Gi|Mi|Ki)?$"
-FACTOR = {"": 1} | {
-    unit + binary: base**power
+FACTOR = {"": 1.0} | {
+    unit + binary: math.pow(base, power)
     for power, unit in enumerate("KMGTPE", start=1)
     for binary, base in (("", 1000), ("i", 1024))
 }
+"""The bytes that a unit stands for."""
 IMAGE = r"^[^\s{}]+$"
 Text = Annotated[str, Field(coerce_numbers_to_str=True)]
 TRAINS = ("base", "sft", "reward", "cost", "rl")

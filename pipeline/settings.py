@@ -78,7 +78,8 @@ class Settings(Group):
     environment: Environment = Field({})
     """Variables of every task on a cluster, such as MLFLOW_TRACKING_URI; a local run passes its own environment on."""
     secrets: tuple[Secret, ...] = ()
-    """Secrets of the cluster that its tasks get, by name: a token for the hub, a password for MLflow, a key file."""
+    """Secrets of the cluster that its tasks get, by name: a token for the hub, a password for MLflow, a key file. With
+    one that is PLUMBLINE_WEBHOOK in notify, that address is told how a run ended."""
     image_pull_secrets: tuple[SecretName, ...] = ()
     """Secrets with which the cluster fetches the images, by name."""
 

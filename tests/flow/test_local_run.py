@@ -216,6 +216,20 @@ def test_a_run_that_succeeds_leaves_summary_log_links_and_no_trace_in_kfp(run: A
     assert config.LocalExecutionConfig.instance is None
 
 
+def test_a_webhook_is_told_how_a_run_ended_and_its_troubles_fail_nothing(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages: list[dict[str, str]] = []
+    monkeypatch.setattr(local.webhook, "send", lambda message: messages.append(message) or "the webhook is deaf")
+    code, summary, printed, _ = run(gated())
+    assert code == 0 and "warning: the webhook is deaf" in printed
+    assert messages == [{"run": summary["run_id"], "status": "succeeded", "error": "", "pipeline": "gated"}]
+    code, summary, *_ = run(ending_in(stumble))
+    assert code == 1
+    assert messages[1]["run"] == summary["run_id"] and messages[1]["status"] == "failed"
+    assert messages[1]["error"].startswith("step first failed: ")
+
+
 def test_a_second_run_is_all_cached_even_when_the_first_run_was_deleted(run: Any, tmp_path: Path) -> None:
     import shutil
 

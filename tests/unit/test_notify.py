@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kfp import dsl, local
 from kfp.dsl import PipelineTaskFinalStatus
+from kfp.local import config
 
 from components import tracking, webhook
+from components.component import component
 from components.mlflow_run import MlflowRun
 from components.notify import ending
 from components.notify.component import notify
@@ -76,6 +79,29 @@ def test_an_mlflow_that_fails_is_a_warning_without_its_password(
     ending.report("hh", final("SUCCEEDED"))
     assert "MLflow failed (no route to http://mlflow)" in caplog.text and "s3cr3t" not in caplog.text
     assert sent[0]["status"] == "succeeded"
+
+
+@component
+def stumble() -> None:
+    raise RuntimeError("the loss is no number")
+
+
+def test_kubeflows_own_executor_hands_the_final_status_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @dsl.pipeline(name="hh")
+    def pipeline() -> None:
+        with dsl.ExitHandler(notify(pipeline="hh"), "run"):
+            stumble()
+
+    monkeypatch.setenv("PLUMBLINE_PIPELINE_RUN", "7-1")
+    runner = local.SubprocessRunner(use_venv=False)
+    local.init(runner=runner, pipeline_root=str(tmp_path), raise_on_error=False)
+    try:
+        pipeline()
+    finally:
+        config.LocalExecutionConfig.instance = None
+    assert "run 7-1 of hh failed: Task exit-handler-1 failed." in capsys.readouterr().out
 
 
 @pytest.fixture
