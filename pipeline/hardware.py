@@ -83,9 +83,9 @@ class TaskResources(Group):
     """Taints of nodes that the task accepts, such as those of nodes with GPUs."""
     image: str = Field("", pattern=rf"^$|{IMAGE}")
     """Container image of this task alone; empty takes images.train or images.pipeline."""
-    retries: int = Field(2, ge=0, le=100)
-    """Further attempts when the task fails, a minute apart at first and then twice as long each time, half an hour at
-    most. Fixed when the pipeline is compiled."""
+    retries: int = Field(2, ge=0, le=8)
+    """Further attempts when the task fails, a minute apart at first and then twice as long each time: two hours before
+    the eighth. Fixed when the pipeline is compiled."""
     timeout_s: int = Field(0, ge=0, lt=2**31)
     """Seconds after which an attempt is stopped and counts as failed; 0 lets it take as long as it takes. Fixed when
     the pipeline is compiled."""

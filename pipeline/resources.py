@@ -26,6 +26,9 @@ EXPERIMENT = "MLFLOW_EXPERIMENT_NAME"
 RUN_LABEL = "metadata.labels['pipeline/runid']"
 """Where Kubeflow writes the run's id on every pod. Its placeholder would be a task's input, and no task with another
 input is ever taken from the cache."""
+ALL_ATTEMPTS = "2592000s"
+"""What Kubeflow calls the longest back-off is to Argo the time from the first attempt's start to the last one's end: a
+task that ran longer is not tried again, and one that is tried again is stopped then. So it is a month."""
 USER = 10001
 """The user of our images."""
 
@@ -88,7 +91,7 @@ def _place(node: PipelineTask, hardware: Mapping[str, Any]) -> None:
 def _bound(node: PipelineTask, asked: TaskResources) -> None:
     """Set how often and how long a task is tried, and its shared memory."""
     if asked.retries:
-        node.set_retry(asked.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="1800s")
+        node.set_retry(asked.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=ALL_ATTEMPTS)
     if asked.timeout_s:
         kubernetes.set_timeout(node, asked.timeout_s)
     if asked.shm:

@@ -65,7 +65,7 @@ def test_a_toleration_is_written_without_what_is_empty() -> None:
         ("resources.rl.tolerations=[{key: x, effect: Never}]", r"tolerations\.0\.effect is 'Never'; accepted: ''"),
         ("resources.rl.image=two words", r"resources\.rl\.image is 'two words'"),
         ("images.train='{{train}}'", r"images\.train is '\{\{train\}\}'"),
-        ("resources.rl.retries=101", r"resources\.rl\.retries is 101; accepted: less than or equal to 100"),
+        ("resources.rl.retries=9", r"resources\.rl\.retries is 9; accepted: less than or equal to 8"),
         ("resources.rl.timeout_s=-5", r"resources\.rl\.timeout_s is -5"),
         ("resources.rl.gpu=8", r"did you mean resources\.rl\.gpus\?"),
         ("image_pull_secrets=[No_Name]", r"image_pull_secrets\.0 is 'No_Name'"),
