@@ -24,27 +24,29 @@ from components.rl.component import rl
 from components.sft.component import sft
 from components.upload.component import upload
 from components.validate.component import validate
-from pipeline.resources import Equip
+from pipeline.resources import Cluster, Equip
 from pipeline.settings import NOTIFY, Settings
 
 
 def build(settings: Settings, *, fingerprints: Mapping[str, str] | None = None, equip: Equip | None = None) -> Any:
     """The Kubeflow pipeline of the settings, ready to compile or to run locally.
 
-    `fingerprints` (by task) enter the cache keys; `equip` puts images and hardware on the tasks of a cluster.
+    `fingerprints` (by task) enter the cache keys; `equip` puts on the tasks what the place they run at asks for. On a
+    cluster the run has parameters for it, and a last task.
     """
     tasks = settings.tasks()
     defaults = {task: settings.step(task).model_dump(mode="json", exclude_none=True) for task in tasks}
-    if equip is not None:
-        defaults |= equip.parameters()
+    cluster = equip if isinstance(equip, Cluster) else None
+    if cluster is not None:
+        defaults |= cluster.parameters()
 
     def wire(*parameters: Any) -> None:
-        nodes = _Nodes(dict(zip(defaults, parameters, strict=True)), fingerprints or {}, equip)
-        if equip is None:
-            _wire(nodes, settings.rl.teachers)
+        given = dict(zip(defaults, parameters, strict=True))
+        if cluster is None:
+            _wire(_Nodes(given, fingerprints or {}, equip), settings.rl.teachers)
         else:
-            with dsl.ExitHandler(_ending(settings.name, equip), "run"):
-                _wire(nodes, settings.rl.teachers)
+            with dsl.ExitHandler(_ending(settings.name, cluster), "run"):
+                _wire(_Nodes(given, fingerprints or {}, cluster.given(given)), settings.rl.teachers)
 
     wire.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # kfp reads the parameters from here
         [
@@ -58,12 +60,12 @@ def build(settings: Settings, *, fingerprints: Mapping[str, str] | None = None, 
     return dsl.pipeline(wire, name=settings.name, description=description)
 
 
-def _ending(pipeline: str, equip: Equip) -> Any:
+def _ending(pipeline: str, cluster: Cluster) -> Any:
     """The task that runs when all others have ended, however they did."""
     node = notify(pipeline=pipeline)
     node.set_display_name(NOTIFY)
     node.set_caching_options(False)  # what it says of one run is not true of another
-    equip(NOTIFY, node, {})
+    cluster(NOTIFY, node)
     return node
 
 
@@ -86,7 +88,7 @@ class _Nodes:
         )
         node.set_display_name(task)
         if self.equip is not None:
-            self.equip(task, node, self.parameters)
+            self.equip(task, node)
         return node
 
 

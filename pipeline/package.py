@@ -7,7 +7,7 @@ from kfp.compiler import Compiler
 
 from components.errors import InputError
 from pipeline.dag import build
-from pipeline.resources import Equip
+from pipeline.resources import equip
 from pipeline.settings import Settings
 
 HEADER = ("# PIPELINE DEFINITION", "# Name:", "# Description:")
@@ -23,7 +23,7 @@ def write_package(settings: Settings, path: Path) -> None:
         raise InputError(f"--output is {path}; accepted: a name that ends in .yaml.")
     with tempfile.TemporaryDirectory(prefix="plumbline-") as scratch:
         raw = Path(scratch) / "pipeline.yaml"
-        Compiler().compile(build(settings, equip=Equip(settings)), str(raw))
+        Compiler().compile(build(settings, equip=equip(settings)), str(raw))
         lines = raw.read_text(encoding="utf-8").splitlines(keepends=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = [line for line in lines if not line.startswith("#") or line.startswith(HEADER)]

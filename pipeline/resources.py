@@ -8,7 +8,7 @@ which does not. What Kubeflow resolves at compile time alone is fixed: /dev/shm,
 of secrets, the user, and all that the last task (`notify`) asks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kfp import kubernetes
@@ -31,13 +31,21 @@ ALL_ATTEMPTS = "2592000s"
 task that ran longer is not tried again, and one that is tried again is stopped then. So it is a month."""
 USER = 10001
 """The user of our images."""
+Equip = Callable[[str, PipelineTask], None]
+"""Puts on a task, by its name, what the place it runs at asks for."""
 
 
-class Equip:
-    """Puts images, hardware, variables and secrets on tasks; for the cluster, a local run has none of them."""
+def equip(settings: Settings) -> "Cluster":
+    """What puts images, hardware, variables and secrets on the tasks of a pipeline that a cluster runs."""
+    return Cluster(settings, {})
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+
+class Cluster:
+    """Equips the tasks of a pipeline that a cluster runs; a local run asks nothing of this."""
+
+    def __init__(self, settings: Settings, chosen: Mapping[str, Any]) -> None:
+        """`chosen` holds parameters of the run by name; of what is not among them, the settings' values are fixed."""
+        self.settings, self.chosen = settings, chosen
 
     def parameters(self) -> dict[str, Any]:
         """The run parameters beside the steps' settings, by name: text, a mapping or a list, as the settings say."""
@@ -45,10 +53,14 @@ class Equip:
             f"{task}_{name}": value for task in self.settings.tasks() for name, value in self._hardware(task).items()
         }
 
-    def __call__(self, task: str, node: PipelineTask, chosen: Mapping[str, Any]) -> None:
-        """Equip a task; `chosen` holds the run's parameters by name, and what is not among them is fixed."""
+    def given(self, chosen: Mapping[str, Any]) -> "Cluster":
+        """The same with the parameters of a run."""
+        return Cluster(self.settings, chosen)
+
+    def __call__(self, task: str, node: PipelineTask) -> None:
+        """Equip a task."""
         settings, asked = self.settings, self._asked(task)
-        _place(node, {name: chosen.get(f"{task}_{name}", value) for name, value in self._hardware(task).items()})
+        _place(node, {name: self.chosen.get(f"{task}_{name}", value) for name, value in self._hardware(task).items()})
         _bound(node, asked)
         variables = {EXPERIMENT: settings.name, **settings.environment}
         if settings.checkpoints and task in TRAINS:

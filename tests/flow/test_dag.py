@@ -286,6 +286,15 @@ def test_fingerprints_enter_the_tasks_and_nothing_of_a_cluster_does_without_one(
     assert not [name for name in parameters(spec) if "_" in name]
 
 
+def test_another_place_than_a_cluster_puts_on_the_tasks_what_it_wants_and_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "local.yaml"
+    Compiler().compile(build(resolve([]), equip=lambda task, node: node.set_container_image(f"here/{task}")), str(path))
+    spec = yaml.safe_load(path.read_text())
+    assert container(spec, "cost")["image"] == "here/cost"
+    assert "notify" not in nodes(spec)
+    assert not [name for name in parameters(spec) if "_" in name]
+
+
 @pytest.mark.parametrize("config", ["demo", "hh", "ppo", "ppo_lag"])
 def test_every_configuration_compiles(tmp_path: Path, config: str) -> None:
     assert "infer" in nodes(compiled(tmp_path, config=config))
