@@ -24,7 +24,7 @@ from components.rl.component import rl
 from components.sft.component import sft
 from components.upload.component import upload
 from components.validate.component import validate
-from pipeline.resources import Cluster, Equip
+from pipeline.resources import Equip, Equipment
 from pipeline.settings import NOTIFY, Settings
 
 
@@ -36,7 +36,7 @@ def build(settings: Settings, *, fingerprints: Mapping[str, str] | None = None, 
     """
     tasks = settings.tasks()
     defaults = {task: settings.step(task).model_dump(mode="json", exclude_none=True) for task in tasks}
-    cluster = equip if isinstance(equip, Cluster) else None
+    cluster = equip if isinstance(equip, Equipment) else None
     if cluster is not None:
         defaults |= cluster.parameters()
 
@@ -60,7 +60,7 @@ def build(settings: Settings, *, fingerprints: Mapping[str, str] | None = None, 
     return dsl.pipeline(wire, name=settings.name, description=description)
 
 
-def _ending(pipeline: str, cluster: Cluster) -> Any:
+def _ending(pipeline: str, cluster: Equipment) -> Any:
     """The task that runs when all others have ended, however they did."""
     node = notify(pipeline=pipeline)
     node.set_display_name(NOTIFY)

@@ -35,12 +35,12 @@ Equip = Callable[[str, PipelineTask], None]
 """Puts on a task, by its name, what the place it runs at asks for."""
 
 
-def equip(settings: Settings) -> "Cluster":
+def equip(settings: Settings) -> "Equipment":
     """What puts images, hardware, variables and secrets on the tasks of a pipeline that a cluster runs."""
-    return Cluster(settings, {})
+    return Equipment(settings, {})
 
 
-class Cluster:
+class Equipment:
     """Equips the tasks of a pipeline that a cluster runs; a local run asks nothing of this."""
 
     def __init__(self, settings: Settings, chosen: Mapping[str, Any]) -> None:
@@ -53,9 +53,9 @@ class Cluster:
             f"{task}_{name}": value for task in self.settings.tasks() for name, value in self._hardware(task).items()
         }
 
-    def given(self, chosen: Mapping[str, Any]) -> "Cluster":
+    def given(self, chosen: Mapping[str, Any]) -> "Equipment":
         """The same with the parameters of a run."""
-        return Cluster(self.settings, chosen)
+        return Equipment(self.settings, chosen)
 
     def __call__(self, task: str, node: PipelineTask) -> None:
         """Equip a task."""
