@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from components.adapters import OWN, write_adapter
 from components.artifacts import ADAPTER, LANGUAGE_MODELS, MEMBERS, ModelCard, read_json, write_manifest
+from components.blocks import slim
 from components.errors import InputError
 from components.packed import Packed, backbone, pack, whole_rows
 from components.products import quicken
@@ -209,6 +210,7 @@ def _load(auto_class: Any, folder: Path, dtype: str, **config: Any) -> Any:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{folder}: the model cannot be loaded ({reason}). Weights must be in safetensors.") from None
     quicken(model)
+    slim(model)
     return model
 
 

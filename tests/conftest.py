@@ -210,7 +210,7 @@ class Bandit:
         ]
         stream = Stream(encode_pairs(rows, self.tokenizer, 8, settings.generation.max_new_tokens), 0)
         filler, pairs = self.tokenizer.eos_token_id, dict(enumerate(stream.rows))
-        logprobs = PairLogprobs(reference, pairs, filler, settings.micro_batch_size)
+        logprobs = PairLogprobs(lambda: reference, pairs, filler, settings.micro_batch_size)
         return PairSource(stream, logprobs, filler, settings.prompts_per_rollout)
 
     def _network(self, kind: str, **fields: Any) -> Any:

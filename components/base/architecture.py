@@ -47,6 +47,7 @@ def untrained_llama(size: Size, tokenizer: Any, max_positions: int) -> Any:
     """A Llama with random weights for the tokenizer's vocabulary; tied embeddings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from components.blocks import slim
     from components.products import quicken
 
     hidden, layers, heads, kv_heads, feed_forward = SIZES[size]
@@ -65,4 +66,5 @@ def untrained_llama(size: Size, tokenizer: Any, max_positions: int) -> Any:
     )
     model = LlamaForCausalLM(config)
     quicken(model)
+    slim(model)
     return model

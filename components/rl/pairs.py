@@ -6,7 +6,7 @@ Shapes: B rows (chosen and rejected in turn), P prompt tokens (padded left), R r
 import hashlib
 import logging
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,12 +90,13 @@ class PairSource:
 class PairLogprobs:
     """What the reference says of pairs: computed for all of them at once when first asked for, and kept.
 
-    Every pass reads the same numbers, and so does every later start that finds them where `kept` says.
+    Every pass reads the same numbers, and so does every later start that finds them where `kept` says. The reference
+    is in memory only while it reads; where its numbers are found it is not loaded.
     """
 
     def __init__(
         self,
-        reference: Reference,
+        reference: Callable[[], Reference],
         pairs: Mapping[int, EncodedPair],
         filler: int,
         micro: int,
@@ -141,12 +142,12 @@ class PairLogprobs:
         pairs, found = list(self.pairs.values()), [torch.zeros(0)] * (2 * len(self.pairs))
         prompts = [len(pair.prompt) for pair in pairs for _ in range(2)]
         lengths = [prompt + response for prompt, response in zip(prompts, self._lengths(), strict=True)]
-        progress = Progress("reference", len(pairs))
+        reference, progress = self.reference(), Progress("reference", len(pairs))
         for rows in unit_batches(lengths, 2, self.micro * max(lengths)):
             padded = pad_pairs([pairs[row // 2] for row in rows[::2]], self.filler)
             width, every = padded.mask.shape[1], [torch.arange(len(rows))]
             with self.phases.phase("reference", int(padded.attention_mask.sum())):
-                logprobs = self.reference.logprobs(padded.input_ids, padded.attention_mask, width, 1.0, every)
+                logprobs = reference.logprobs(padded.input_ids, padded.attention_mask, width, 1.0, every)
             for row, values, seen in zip(rows, logprobs, padded.mask, strict=True):
                 found[row] = values[seen].float().cpu()
             progress.advance(len(rows) // 2)

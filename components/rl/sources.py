@@ -49,7 +49,7 @@ def build_source(
     """
     phases = phases or Phases()
     if isinstance(settings.algorithm, DPOSettings):
-        reference = build_reference(settings, networks.policy, folders.policy)
+        reference = partial(build_reference, settings, networks.policy, folders.policy)
         pairs = _pair_source(settings, settings.algorithm, reference, tokenizer, folders, output, phases)
         return pairs, _batches(settings, len(pairs.stream.rows))
     assert not isinstance(algorithm, DPO)
@@ -143,7 +143,7 @@ def build_sampler(
 def _pair_source(
     settings: RLSettings,
     algorithm: DPOSettings,
-    reference: Reference,
+    reference: Callable[[], Reference],
     tokenizer: Tokenizer,
     folders: Folders,
     output: Path | None,

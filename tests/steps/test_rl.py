@@ -340,11 +340,19 @@ def test_a_dpo_run_started_again_reads_what_the_reference_said(
         read.append(len(input_ids))
         return logprobs(self, input_ids, *rest)
 
+    loaded: list[str] = []
+    init = FrozenReference.__init__
+
+    def noted(self: FrozenReference, model: Any, dtype: str) -> None:
+        loaded.append(dtype)
+        init(self, model, dtype)
+
+    monkeypatch.setattr(FrozenReference, "__init__", noted)
     monkeypatch.setattr(FrozenReference, "logprobs", watched)
     run(made, **inputs, model=tmp_path / "first")
     assert sum(read) == 2 * 24
     run(made, **inputs, model=tmp_path / "second")
-    assert sum(read) == 2 * 24
+    assert sum(read) == 2 * 24 and len(loaded) == 1  # nor is the reference loaded where nothing is left for it to read
     one, other = weights(tmp_path / "first"), weights(tmp_path / "second")
     assert all(torch.equal(one[name], other[name]) for name in one)
     run(made, **(inputs | {"policy": tmp_path / "first"}), model=tmp_path / "third")

@@ -1,6 +1,7 @@
 """Labelled pairs as batches: every response token counts once, and a batch changes no number of a pair."""
 
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def source(
     phases: Phases | None = None,
 ) -> PairSource:
     filler = tokenizer.eos_token_id
-    logprobs = PairLogprobs(reference, dict(enumerate(pairs)), filler, micro, kept, phases)
+    logprobs = PairLogprobs(lambda: reference, dict(enumerate(pairs)), filler, micro, kept, phases)
     return PairSource(Stream(pairs, 0), logprobs, filler, size)
 
 
@@ -113,6 +114,20 @@ def test_a_pair_has_the_logprobs_it_has_alone(pairs: Any, reference: Any, tokeni
         found = batch.ref_logprobs[row]
         torch.testing.assert_close(found[: len(response)].double(), naive, atol=1e-4, rtol=1e-4)
         assert (found[len(response) :] == 0).all()
+
+
+def test_the_reference_is_in_memory_only_while_it_reads(pairs: Any, reference: Any, tokenizer: Any) -> None:
+    made: list[weakref.ref[FrozenReference]] = []
+
+    def build() -> FrozenReference:
+        built = FrozenReference(reference.model, "fp32")
+        made.append(weakref.ref(built))
+        return built
+
+    logprobs = PairLogprobs(build, dict(enumerate(pairs)), tokenizer.eos_token_id, 4)
+    assert not made
+    assert all(logprobs.of(index) for index in range(len(pairs)))
+    assert [found() for found in made] == [None]
 
 
 def other_policy(policy_folder: Path) -> Any:

@@ -94,7 +94,7 @@ def pair_batch(policy_folder: Path) -> Batch:
     stream = Stream(encode_pairs([row], tokenizer, 64, 32), 0)
     reference = FrozenReference(load_policy(policy_folder), "fp32")
     filler = tokenizer.eos_token_id
-    logprobs = PairLogprobs(reference, dict(enumerate(stream.rows)), filler, 2)
+    logprobs = PairLogprobs(lambda: reference, dict(enumerate(stream.rows)), filler, 2)
     return PairSource(stream, logprobs, filler, 1).batch(0)
 
 
