@@ -47,8 +47,8 @@ class Toleration(Group):
     """Equal compares the value; Exists accepts any."""
     value: str = ""
     """The taint's value, for Equal."""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
-    """The taint's effect; empty stands for all of them."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """The taint's effect; absent stands for all of them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
