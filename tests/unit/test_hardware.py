@@ -62,7 +62,7 @@ def test_a_toleration_is_written_without_what_is_empty() -> None:
         ("resources.rl.node_selector={-pool: a}", "has -pool: 'a', which no node can have as a label"),
         ("resources.rl.tolerations=[{key: spot, operator: Exists, value: x}]", r"rl\.tolerations\.0 has the operator"),
         ("resources.rl.tolerations=[{value: x}]", "has no key; name the taint's key, or use the operator Exists"),
-        ("resources.rl.tolerations=[{key: x, effect: Never}]", r"tolerations\.0\.effect is 'Never'; accepted: 'NoSchedule'"),
+        ("resources.rl.tolerations=[{key: x, effect: Never}]", r"tolerations\.0\.effect is 'Never'; accepted: 'NoSch"),
         ("resources.rl.image=two words", r"resources\.rl\.image is 'two words'"),
         ("images.train='{{train}}'", r"images\.train is '\{\{train\}\}'"),
         ("resources.rl.retries=9", r"resources\.rl\.retries is 9; accepted: less than or equal to 8"),
