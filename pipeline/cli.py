@@ -143,6 +143,16 @@ def rollback(
 
 
 @app.command()
+def track(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, such as runs/latest, or of a step.")],
+) -> None:
+    """Send MLflow what it could not be told while a run lasted."""
+    from pipeline.ledger import send_unsent
+
+    send_unsent(folder, print)
+
+
+@app.command()
 def chat(
     url: Annotated[str, typer.Option(help="Address of a server.")] = "http://127.0.0.1:8000",
 ) -> None:
