@@ -11,7 +11,6 @@ that is an error. With PLUMBLINE_MLFLOW=optional it is a warning.
 import logging
 import os
 import re
-import socket
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -68,19 +67,20 @@ def passing(error: BaseException) -> bool:
 
 
 def refused(error: BaseException) -> bool:
-    """Whether the server will never accept this: its form or content is wrong, or the file to send is gone."""
-    status = _status(error)
-    if status is None:
-        return isinstance(error, FileNotFoundError)
-    return 400 <= status < 500 and status not in CURABLE
+    """Whether going again would never help: the request is wrong, the file to send is gone, no key to where it goes."""
+    return not passing(error) and _status(error) not in CURABLE
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, without passwords; in the words of the network where it was the network."""
+    """What went wrong at the bottom, such as a refused connection, without passwords.
+
+    MLflow, requests and urllib3 wrap it in turn, some as the cause, some as the context and some as an argument.
+    """
     inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, ConnectionError | TimeoutError | socket.gaierror):
-        inner = inner.__cause__ or inner.__context__
-    return without_password(inner or error)
+    while inner is not None:
+        error, wrapped = inner, (arg for arg in inner.args if isinstance(arg, BaseException))
+        inner = next(wrapped, None) or inner.__cause__ or inner.__context__
+    return without_password(error) or type(error).__name__
 
 
 def address() -> str:
@@ -107,7 +107,7 @@ def is_required() -> bool:
 def failure(error: BaseException, otherwise: str = "") -> InputError:
     """What to raise when MLflow must take something and does not; `otherwise` is one more way out."""
     return InputError(
-        f"{ADDRESS} is {address()}, and MLflow there failed ({reason(error)}). Correct the address or what goes with it "
+        f"{ADDRESS} is {address()}, and MLflow there failed ({reason(error)}). Correct it or what goes with it "
         f"(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD), or start the server.{otherwise}"
     )
 

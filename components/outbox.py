@@ -78,7 +78,7 @@ class Outbox:
         self._error: Exception | None = None  # of the last attempt
         self._closing = threading.Event()
         self._until = 0.0
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=f"mlflow {record.name}", daemon=True)
 
     def start(self) -> None:
         """Begin to send."""
@@ -91,7 +91,7 @@ class Outbox:
     def close(self, within_s: float) -> str | None:
         """Send what is left for so many seconds; the reason when not all could be sent, which unsent.json then has."""
         unsent = self.folder / UNSENT_FILE
-        write_json(unsent, self.record.model_dump(mode="json"))  # now: SIGTERM may cut the waiting short
+        write_json(unsent, self.record.model_dump())  # now: SIGTERM may cut the waiting short
         self._until = time.monotonic() + within_s
         self._closing.set()
         self._thread.join(within_s)
@@ -160,7 +160,8 @@ class Outbox:
         while not self._closing.wait(pause):
             pause = EVERY_S if self._delivered() else min(2 * pause, LONGEST_S)
         while not self._delivered():
-            if self._error is None or not passing(self._error) or time.monotonic() > self._until:
+            time_left = self._until - time.monotonic()
+            if self._error is None or not passing(self._error) or time_left < CLOSING_PAUSE_S:
                 return
             time.sleep(CLOSING_PAUSE_S)
 
