@@ -9,9 +9,9 @@ import pytest
 
 from components import tracking
 from components.mlflow_run import MlflowRun
+from components.mlflow_server import without_password
 from components.parsing import flattened
 from components.termination import Terminated
-from components.mlflow_server import without_password
 from components.tracking import track
 
 
