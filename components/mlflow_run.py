@@ -87,10 +87,13 @@ class MlflowRun:
         self.client.set_terminated(self.run_id, status)
 
 
-def final_points(metrics: Mapping[str, float], update: int = 0) -> list[Point]:
-    """A step's final numbers, now and at its last update."""
-    now = int(time.time() * 1000)
-    return [(name, float(value), now, update) for name, value in metrics.items()]
+def final_points(metrics: Mapping[str, float], update: int = 0, after_s: float = 0.0) -> list[Point]:
+    """A step's final numbers at its last update: now, and in any case after what was logged at `after_s`.
+
+    Of two values at the same update and in the same millisecond MLflow would show the larger one.
+    """
+    at = max(round(time.time() * 1000), round(after_s * 1000) + 1)
+    return [(name, float(value), at, update) for name, value in metrics.items()]
 
 
 def _experiment_id(client: Any, name: str, location: str | None) -> str:

@@ -47,7 +47,6 @@ class Tracker:
         self.history: list[Row] = []
         self._file = folder / METRICS_FILE
         self._outbox = outbox
-        self._update = 0
 
     @property
     def run_id(self) -> str | None:
@@ -60,7 +59,6 @@ class Tracker:
             lines = (json.dumps({"update": row.update, "time": row.time, **row.metrics}) + "\n" for row in rows)
             file.write("".join(lines))
         self.history += rows
-        self._update = rows[-1].update if rows else self._update
 
     def log_alert(self, name: str, update: int, message: str) -> None:
         """Append to alerts.jsonl, and tag the MLflow run with the latest alert of this name."""
@@ -77,7 +75,8 @@ class Tracker:
     def finish(self, metrics: Mapping[str, float]) -> None:
         """The step's final numbers."""
         if self._outbox:
-            self._outbox.put("log_metrics", final_points(metrics, self._update))
+            last = self.history[-1] if self.history else Row(0, 0.0, {})
+            self._outbox.put("log_metrics", final_points(metrics, last.update, last.time))
 
     def close(self, status: str) -> None:
         """Send everything; end the MLflow run as FINISHED, FAILED or KILLED where it was opened here."""

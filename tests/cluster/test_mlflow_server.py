@@ -299,7 +299,8 @@ def test_a_server_with_users_takes_the_right_password_and_no_other_and_none_is_s
                 with track("sft", {"lr": 1}, tmp_path / "task") as tracker:
                     tracking.log_metrics({"loss": 0.5}, 1)
                     tracking.log_artifacts(report)
-                assert register(f"model-{number}", "gs://models/a", "a") == "1" and promote(f"model-{number}", "a") == "1"
+                assert register(f"model-{number}", "gs://models/a", "a") == "1"
+                assert promote(f"model-{number}", "a") == "1"
                 run = client().get_run(tracker.run_id)
                 assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss": 0.5})
                 assert [file.path for file in client().list_artifacts(run.info.run_id)] == ["report"]

@@ -22,7 +22,7 @@ import pytest
 
 from components import mlflow_server, outbox, registry, tracking
 from components.errors import InputError
-from components.mlflow_run import MlflowRun
+from components.mlflow_run import MlflowRun, final_points
 from components.mlflow_server import persist, reason, refused
 from components.outbox import Outbox, Record
 from components.termination import Terminated
@@ -584,7 +584,7 @@ def test_a_pipeline_s_books_are_kept_through_an_outage(server: StandIn, hurried:
 
 
 def test_a_pipeline_sends_at_its_end_what_a_step_could_not(
-    server: StandIn, hurried: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     folder, books = RunFolder.create(tmp_path), Ledger(tmp_path, said.append)
@@ -592,6 +592,7 @@ def test_a_pipeline_sends_at_its_end_what_a_step_could_not(
     folder.summary.write_text("{}")
     books.open("demo", folder, {})
     monkeypatch.setenv("PLUMBLINE_PARENT_RUN", books.environment()["PLUMBLINE_PARENT_RUN"])
+    monkeypatch.setattr(tracking, "CLOSE_S", 0.3)
     with track("rl", {}, folder.path / "rl"):
         server.stop()
         log(4)
@@ -643,6 +644,13 @@ def test_a_reason_is_the_network_s_own_and_has_no_password() -> None:
     assert reason(RuntimeError(f"http://me:{PASSWORD}@host says no")) == "http://host says no"
 
 
+def test_final_numbers_are_later_than_the_last_ones_of_training() -> None:
+    now = time.time() + 10
+    assert final_points({"loss": 1}, 3, now) == [("loss", 1.0, round(now * 1000) + 1, 3)]
+    ((_, _, at, update),) = final_points({"loss": 1})
+    assert update == 0 and abs(at / 1000 - time.time()) < 60
+
+
 def test_the_registry_waits_for_its_server_a_while(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
@@ -656,6 +664,7 @@ def test_the_registry_waits_for_its_server_a_while(server: StandIn, monkeypatch:
 
 
 def test_the_bounds_of_a_request_are_ours_unless_a_person_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://nowhere")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     mlflow_server.client()

@@ -85,6 +85,7 @@ def test_a_step_that_is_stopped_is_killed_in_mlflow(tmp_path: Path, monkeypatch:
         with track("sft", {}, tmp_path):
             raise error
 
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://nowhere")
     monkeypatch.setattr(tracking, "_step_run", lambda *_: Noted(None, "r", "e"))
     for error in (Terminated, KeyboardInterrupt, RuntimeError):
         with pytest.raises(error):
