@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import tempfile
 import threading
 import time
 import uuid
@@ -27,7 +28,7 @@ from components.mlflow_server import persist, reason, refused
 from components.outbox import Outbox, Record
 from components.termination import Terminated
 from components.tracking import track
-from pipeline import ledger
+from pipeline import cli, ledger
 from pipeline.ledger import Ledger, send_unsent
 from pipeline.runs import RunFolder
 from pipeline.summary import Result
@@ -325,6 +326,28 @@ def test_what_is_left_at_the_end_is_kept_and_the_command_of_the_warning_sends_it
     assert said[-1] == f"{task}: nothing is left to send"
     with pytest.raises(InputError, match=r"no such folder\. Give that of a run"):
         send_unsent(tmp_path / "elsewhere", print)
+
+
+def test_a_step_by_itself_keeps_what_is_left_and_nothing_else(
+    server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def save(settings: Any, *, raw: Path) -> dict[str, float]:
+        raw.mkdir()
+        tracking.log_metrics({"loss": 1.0}, 1)
+        if outage:
+            server.stop()
+        return {"demo/rows": 3.0}
+
+    monkeypatch.setattr("components.demo.step.run", save)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for outage, patience in ((False, 60.0), (True, 0.3)):
+        monkeypatch.setattr(tracking, "CLOSE_S", patience)
+        cli.demo(tmp_path / f"raw-{outage}")
+    (left,) = tmp_path.glob("plumbline-*")
+    assert warnings(caplog)[-1].endswith(f"plumbline track {left}")
+    return_after_the_end(server)
+    send_unsent(left, print)
+    assert [updates(run) for run in server.runs.values()] == [[1], [1]]
 
 
 def test_what_is_no_record_of_ours_is_named(tmp_path: Path) -> None:
