@@ -19,8 +19,8 @@ from components.errors import InputError
 
 ADDRESS = "MLFLOW_TRACKING_URI"
 NEED = "PLUMBLINE_MLFLOW"
-START_S = 10.0
-"""How long a server is asked again at the start, in seconds."""
+START_S = 20.0
+"""How long a server is asked again at the start: time for one that hangs to be asked twice."""
 DEFAULTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 PASSING = frozenset({408, 429, 499})
 """Answers below 500 that may be others a moment later: time-out, too many requests, cancelled."""

@@ -31,7 +31,8 @@ from pipeline.screen import Screen
 
 ADMIN = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "Adm1nistration!"}
 READER = {"MLFLOW_TRACKING_USERNAME": "reader", "MLFLOW_TRACKING_PASSWORD": "r3ader-of-runs!"}
-STARTED_WITHIN_S = 300.0
+PATIENCE_S = 300.0
+"""With a server that starts or answers on a busy machine."""
 
 
 class Server:
@@ -56,7 +57,7 @@ class Server:
                 self.command, cwd=self.folder, env={**os.environ, **self.environment}, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        until(self._is_up, STARTED_WITHIN_S)
+        until(self._is_up)
 
     def stop(self) -> None:
         """Kill it, with its workers."""
@@ -73,7 +74,7 @@ class Server:
             return False
 
 
-def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
+def until(condition: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
     """Wait for what another thread or process brings about."""
     end = time.monotonic() + within_s
     while not condition():
@@ -95,8 +96,10 @@ def server(running: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     for variable in ("MLFLOW_RUN_ID", "PLUMBLINE_PARENT_RUN", "PLUMBLINE_MLFLOW", "RANK"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", running.address)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(round(PATIENCE_S)))
     monkeypatch.setattr(outbox, "EVERY_S", 0.2)
     monkeypatch.setattr(outbox, "LONGEST_S", 0.5)
+    monkeypatch.setattr(tracking, "CLOSE_S", PATIENCE_S)
     return running
 
 
