@@ -1,6 +1,6 @@
 """The MLflow server: how long it is waited for, and what is said when it does not answer.
 
-By default MLflow spends minutes on a request that fails. Here a request gets ten seconds and one go; going again is up
+By default MLflow spends minutes on a request that fails. Here a request gets half a minute and one go; going again is up
 to `persist` and to the outbox, for what may be said twice. MLFLOW_HTTP_REQUEST_TIMEOUT and
 MLFLOW_HTTP_REQUEST_MAX_RETRIES still set it otherwise.
 
@@ -20,8 +20,8 @@ from components.errors import InputError
 ADDRESS = "MLFLOW_TRACKING_URI"
 NEED = "PLUMBLINE_MLFLOW"
 START_S = 20.0
-"""How long a server is asked again at the start: time for one that hangs to be asked twice."""
-DEFAULTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+"""How long a server that is not there is asked again at the start, as it may be starting too."""
+DEFAULTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 PASSING = frozenset({408, 429, 499})
 """Answers below 500 that may be others a moment later: time-out, too many requests, cancelled."""
 CURABLE = PASSING | {401, 403, 404, 409}

@@ -60,8 +60,8 @@ class Record(BaseModel):
         try:
             return cls.model_validate(read_json(folder / UNSENT_FILE))
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise InputError(f"{folder / UNSENT_FILE}: not what plumbline left there: {reason}.") from None
+            wrong = error.errors()[0]["msg"]
+            raise InputError(f"{folder / UNSENT_FILE}: not what plumbline left there: {wrong}.") from None
 
 
 class Outbox:
