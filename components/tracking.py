@@ -73,9 +73,9 @@ class Tracker:
             self._outbox.put("log_artifacts", str(folder.absolute()), folder.name)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
-        """The step's final numbers."""
+        """The step's final numbers, at its last update, so that MLflow shows them as the values."""
         if self._outbox:
-            last = self.history[-1] if self.history else Row(0, 0.0, {})
+            last = max(self.history, key=lambda row: row[:2], default=Row(0, 0.0, {}))
             self._outbox.put("log_metrics", final_points(metrics, last.update, last.time))
 
     def close(self, status: str) -> None:
