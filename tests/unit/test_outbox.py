@@ -271,7 +271,12 @@ def test_what_arrived_without_an_answer_is_sent_again_and_counts_once(
 ) -> None:
     monkeypatch.setattr(tracking, "START_S", 60.0)
     server.mode, server.only = "deaf", "create"
-    threading.Timer(0.3, lambda: setattr(server, "mode", "up")).start()
+
+    def hear() -> None:
+        until(lambda: bool(server.runs))
+        server.mode = "up"
+
+    threading.Thread(target=hear).start()
     with track("sft", {}, tmp_path) as tracker:
         assert list(server.experiments.values()) == ["1"]
         assert list(server.runs) == [tracker.run_id]
