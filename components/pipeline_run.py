@@ -1,28 +1,27 @@
 """The MLflow run of a whole pipeline on a cluster, whose tasks know nothing of each other but Kubeflow's id of the run.
 
-The first task that tracks something makes it, the others find it by its tag. Where Kubeflow's own MLflow plugin is at
-work (MLFLOW_RUN_ID), it is not needed; a local run makes its own.
+The first task that tracks something makes it, the others find it by its start, which is Kubeflow's id. Where Kubeflow's
+own MLflow plugin is at work (MLFLOW_RUN_ID), it is not needed; a local run makes its own.
 """
 
 from components.mlflow_run import PARENT_TAG, MlflowRun
 
 PIPELINE_RUN = "PLUMBLINE_PIPELINE_RUN"
 """The variable with Kubeflow's id of the run."""
-RUN_TAG = "plumbline.pipeline_run"
 ERROR_TAG = "plumbline.error"
 MAX_ERROR = 500  # characters that every MLflow store accepts as a tag
 
 
 def found(experiment: str, pipeline_run: str) -> list[MlflowRun]:
     """The MLflow runs of a pipeline's run, the oldest first: one where a task tracked anything, else none."""
-    return MlflowRun.tagged(experiment, RUN_TAG, pipeline_run)
+    return MlflowRun.of_start(experiment, pipeline_run)
 
 
 def found_or_made(experiment: str, pipeline_run: str) -> MlflowRun:
     """The MLflow run of a pipeline's run. Tasks that make one at the same time all take the oldest."""
     for run in found(experiment, pipeline_run):
         return run
-    made = MlflowRun.create(experiment, pipeline_run, tags={RUN_TAG: pipeline_run})
+    made = MlflowRun.create(experiment, pipeline_run, pipeline_run)
     oldest = found(experiment, pipeline_run)[0]
     if oldest.run_id != made.run_id:
         made.client.delete_run(made.run_id)

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from components import webhook
 from components.mlflow_run import MlflowRun
+from components.mlflow_server import without_password
 from components.pipeline_run import PIPELINE_RUN, failures, found
-from components.tracking import without_password
 
 logger = logging.getLogger(__name__)
 

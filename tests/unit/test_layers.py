@@ -26,8 +26,8 @@ STEPS = {
 VOCABULARY = {f"components.{name}" for name in ("settings", "records", "errors")}
 LAUNCHERS = {"components.launch", "components.__main__"}
 LIGHT = (
-    "artifacts", "launch", "mlflow_run", "outputs", "parsing", "pipeline_run", "storage", "termination", "tracking",
-    "webhook",
+    "artifacts", "launch", "mlflow_run", "mlflow_server", "outbox", "outputs", "parsing", "pipeline_run", "storage",
+    "termination", "tracking", "webhook",
 )
 OPEN_TO_PIPELINE = VOCABULARY | {f"components.{name}" for name in LIGHT}
 HEAVY = {

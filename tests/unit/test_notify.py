@@ -75,7 +75,7 @@ def test_an_mlflow_that_fails_is_a_warning_without_its_password(
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cr3t@mlflow")
     monkeypatch.setenv("PLUMBLINE_PIPELINE_RUN", "7-1")
-    monkeypatch.setattr(MlflowRun, "tagged", refuse)
+    monkeypatch.setattr(MlflowRun, "of_start", refuse)
     ending.report("hh", final("SUCCEEDED"))
     assert "MLflow failed (no route to http://mlflow)" in caplog.text and "s3cr3t" not in caplog.text
     assert sent[0]["status"] == "succeeded"
@@ -129,15 +129,17 @@ def step(name: str, folder: Path, error: Exception | None = None) -> str:
 
 def race(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Two tasks look for the run before either has made one: what they end up with."""
+    from mlflow import MlflowClient
+
     taken: list[Any] = []
-    create = MlflowRun.create
+    create_run = MlflowClient.create_run
 
     def create_after_another(*args: Any, **fields: Any) -> Any:
-        monkeypatch.setattr(MlflowRun, "create", create)
+        monkeypatch.setattr(MlflowClient, "create_run", create_run)
         taken.append(found_or_made("hh", "8-2"))
-        return create(*args, **fields)
+        return create_run(*args, **fields)
 
-    monkeypatch.setattr(MlflowRun, "create", create_after_another)
+    monkeypatch.setattr(MlflowClient, "create_run", create_after_another)
     taken.append(found_or_made("hh", "8-2"))
     return taken
 
@@ -155,7 +157,7 @@ def test_tasks_of_one_run_share_a_parent_that_is_closed_as_the_run_ended(
     below = parent.client.search_runs([parent.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
     assert sorted(run.info.run_name for run in below) == ["preprocess", "rl", "sft", "sft"]
     assert first in {run.info.run_id for run in below}
-    orphan = parent.nested("reward")  # its process was killed
+    orphan = parent.nested("reward", "killed")  # its process was killed
     reason = "the loss is no number at http://host"
     assert failures(parent) == {"rl": reason, "reward": "was stopped from outside, for want of memory or of time"}
 
@@ -190,6 +192,7 @@ def test_tasks_of_one_run_share_a_parent_that_is_closed_as_the_run_ended(
 def test_an_experiment_that_another_task_has_just_made_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.entities import Experiment
     from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
     from components import mlflow_run
 
@@ -201,6 +204,6 @@ def test_an_experiment_that_another_task_has_just_made_is_taken(monkeypatch: pyt
 
         def create_experiment(self, name: str, location: str | None) -> str:
             self.made = True
-            raise MlflowException("already exists")
+            raise MlflowException("already exists", RESOURCE_ALREADY_EXISTS)
 
-    assert mlflow_run._experiment(Client(), "hh", None) == "5"
+    assert mlflow_run._experiment_id(Client(), "hh", None) == "5"
