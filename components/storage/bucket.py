@@ -1,0 +1,130 @@
+"""A bucket of Cloud Storage: what is in it, one object at a time, and what Google says when it refuses."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from components.errors import InputError
+from components.storage import patience
+from components.storage.addresses import GS, bucket_and_name
+from components.storage.patience import Patience, first_line, is_transient
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object as the store states it."""
+
+    name: str
+    generation: int
+    """Changes whenever the object is written; 0 is that of an object that is not there."""
+    size: int
+    """In bytes, as they are stored."""
+    crc32c: str
+    zipped: bool
+    """Whether it was stored gzipped by whoever wrote it (Content-Encoding), which its name does not say."""
+
+    @classmethod
+    def of(cls, blob: Any) -> "Stored":
+        """What google's object says after it was listed, asked for or written."""
+        zipped = blob.content_encoding == "gzip"
+        return cls(blob.name, int(blob.generation), int(blob.size), blob.crc32c or "", zipped)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One bucket, asked with patience."""
+
+    place: Any
+    """google's bucket."""
+    patience: Patience
+
+    def address(self, name: str) -> str:
+        """The object's gs:// address."""
+        return f"{GS}{self.place.name}/{name}"
+
+    def find(self, name: str) -> Stored | None:
+        """The object of that name, or None."""
+        blob = self.patience.insist(
+            lambda: self.place.get_blob(name, retry=None, timeout=self.patience.timeout), self.address(name)
+        )
+        return None if blob is None else Stored.of(blob)
+
+    def listed(self, prefix: str) -> list[Stored]:
+        """The object of that name and those in the folder of that name, in order."""
+
+        def attempt() -> list[Any]:
+            return list(self.place.list_blobs(prefix=prefix, retry=None, timeout=self.patience.timeout))
+
+        blobs = self.patience.insist(attempt, self.address(prefix))
+        return [Stored.of(blob) for blob in blobs if _belongs(blob.name, prefix)]
+
+    def delete(self, found: Stored) -> None:
+        """Delete an object unless it was written again since; one that is gone already is no error."""
+        from google.api_core.exceptions import NotFound
+
+        def attempt() -> None:
+            # by name: a delete that names the generation in its address would also take it from a bucket's history
+            self.place.delete_blob(
+                found.name, if_generation_match=found.generation, retry=None, timeout=self.patience.timeout
+            )
+
+        try:
+            self.patience.insist(attempt, self.address(found.name))
+        except NotFound:
+            return
+
+
+@contextmanager
+def opened(address: str) -> Iterator[tuple[Bucket, str]]:
+    """The bucket and the object name of a gs:// address; what Google refuses meanwhile is an InputError."""
+    bucket, name = bucket_and_name(address)
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+    from google.cloud import storage
+    from requests.exceptions import RequestException  # type: ignore[import-untyped]
+    from urllib3.exceptions import HTTPError
+
+    try:
+        place = storage.Client().bucket(bucket)
+    except (OSError, ValueError, GoogleAuthError) as error:  # OSError: no project; ValueError: no bucket's name
+        raise refusal(address, error) from None
+    try:
+        yield Bucket(place, patience.PATIENCE), name
+    except (GoogleAPIError, GoogleAuthError, RequestException, HTTPError, ConnectionError, TimeoutError) as error:
+        raise refusal(address, error) from None
+
+
+def refusal(address: str, error: Exception) -> InputError:
+    """What Google says about the address, and what to do about it."""
+    from google.api_core import exceptions
+    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError, TransportError
+    from urllib3.exceptions import HTTPError
+
+    sign_in = "Sign in with `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS."
+    moves: dict[type[Exception], str] = {
+        DefaultCredentialsError: sign_in,
+        RefreshError: sign_in,
+        TransportError: "Check the network, then try again.",
+        exceptions.Unauthorized: sign_in,
+        exceptions.NotFound: "Create the bucket or correct the address.",
+        exceptions.Forbidden: "Allow this account to read and write objects there, or sign in with another one.",
+        exceptions.PreconditionFailed: "Another process writes there: let one of them do it, then try again.",
+        exceptions.BadRequest: "Correct the address.",
+        exceptions.GoogleAPIError: "Try again later.",
+        GoogleAuthError: sign_in,
+        ValueError: "Correct the address.",
+        HTTPError: "Check the network, then try again.",
+        OSError: "Check the network and the setup of Google Cloud (GOOGLE_CLOUD_PROJECT), then try again.",
+    }
+    move = next((move for kind, move in moves.items() if isinstance(error, kind)), "")
+    tried = f" (tried for {patience.PATIENCE.total_s:.0f} s)" if is_transient(error) else ""
+    return InputError(f"{address}: {first_line(error)}{tried}. {move}".rstrip())
+
+
+def _belongs(name: str, prefix: str) -> bool:
+    """Whether an object is the one asked for or lies in the folder asked for.
+
+    Neither a name-alike beside it, nor the empty object ending in a slash by which consoles mark a folder.
+    """
+    return name == prefix or (name.startswith(prefix + "/") and not name.endswith("/"))

@@ -1,0 +1,127 @@
+"""Small texts that say what is current: written whole, and by compare-and-swap where several may write."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.errors import InputError
+from components.storage.addresses import is_remote, local_path
+from components.storage.bucket import Bucket, opened
+from components.storage.checksum import bytes_crc32c
+from components.storage.locks import exclusive
+from components.storage.upload import write_object
+
+ABSENT = "0"
+RACES = 20  # nobody loses as many in a row by accident
+
+
+class Overtaken(InputError):
+    """Another process wrote the text since it was read."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """What was read at an address."""
+
+    content: str | None
+    """None when nothing is there."""
+    generation: str
+    """Another one whenever the text was written; only worth comparing."""
+
+
+def get_text(address: str) -> Text:
+    """The text at the address, and which one it is."""
+    if is_remote(address):
+        with opened(address) as (bucket, name):
+            return _remote_text(bucket, name)
+    try:
+        with local_path(address).open("rb") as file:
+            return Text(file.read().decode("utf-8"), _local_generation(file.fileno()))
+    except FileNotFoundError:
+        return Text(None, ABSENT)
+
+
+def put_text(text: str, address: str, generation: str | None = None) -> None:
+    """Write a small file whole: by rename locally, as one object on gs://.
+
+    With a `generation` only in place of that one. Raises Overtaken when another is there by now.
+    """
+    if is_remote(address):
+        _put_remote(text, address, generation)
+        return
+    path = local_path(address)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(path.parent):
+        if generation is not None and get_text(address).generation != generation:
+            raise _overtaken(address)
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
+def update_text(address: str, change: Callable[[str | None], str | None]) -> None:
+    """Put what `change` makes of the text at the address in its place; None leaves it as it is.
+
+    When another process wrote meanwhile, what it wrote is read and changed. Raises Overtaken when that does not end.
+    """
+    for _ in range(RACES):
+        read = get_text(address)
+        text = change(read.content)
+        if text is None:
+            return
+        try:
+            put_text(text, address, read.generation)
+        except Overtaken:
+            continue
+        return
+    raise _overtaken(address)
+
+
+def _remote_text(bucket: Bucket, name: str) -> Text:
+    """Text and generation of one object, though it may be replaced between the two requests this takes."""
+    from google.api_core.exceptions import NotFound
+
+    for _ in range(RACES):
+        found = bucket.find(name)
+        if found is None:
+            return Text(None, ABSENT)
+        blob = bucket.place.blob(name, generation=found.generation)
+
+        def attempt(blob: object = blob, crc32c: str = found.crc32c) -> bytes:
+            content: bytes = blob.download_as_bytes(  # type: ignore[attr-defined]
+                raw_download=True, checksum=None, retry=None, timeout=bucket.patience.timeout
+            )
+            if bytes_crc32c(content) != crc32c:
+                raise ConnectionError("what arrived has another crc32c than the object")
+            return content
+
+        try:
+            return Text(bucket.patience.insist(attempt, bucket.address(name)).decode("utf-8"), str(found.generation))
+        except NotFound:  # replaced or removed since
+            continue
+    raise _overtaken(bucket.address(name))
+
+
+def _put_remote(text: str, address: str, generation: str | None) -> None:
+    from google.api_core.exceptions import PreconditionFailed
+
+    with opened(address) as (bucket, name):
+        blob, match = bucket.place.blob(name), None if generation is None else int(generation)
+        content_type = "application/json" if name.endswith(".json") else "text/plain; charset=utf-8"
+        try:
+            write_object(bucket, blob, text.encode(), content_type, match, None)
+        except PreconditionFailed:
+            # A write whose answer was lost is tried again and meets itself: then what is there is what was meant.
+            if _remote_text(bucket, name).content != text:
+                raise _overtaken(address) from None
+
+
+def _local_generation(descriptor: int) -> str:
+    """Another one for each file that was renamed to a name."""
+    status = os.fstat(descriptor)
+    return f"{status.st_mtime_ns}-{status.st_ino}"
+
+
+def _overtaken(address: str) -> Overtaken:
+    return Overtaken(f"{address}: another process wrote it meanwhile. Look at what is there, then try again.")
