@@ -5,10 +5,20 @@ appears under its name when it is whole. A text that several processes write is 
 """
 
 from components.storage.addresses import is_remote, local_path, refuse_remote
-from components.storage.folders import fetch, fingerprint, list_folders, list_names, new_folder, put_folder, remove
-from components.storage.texts import Overtaken, Text, get_text, put_text, update_text
+from components.storage.bucket import Overtaken
+from components.storage.folders import (
+    fetch,
+    fingerprint,
+    is_file,
+    list_folders,
+    list_names,
+    new_folder,
+    put_folder,
+    remove,
+)  # fmt: skip
+from components.storage.texts import Text, get_text, put_text, update_text
 
 __all__ = [
-    "Overtaken", "Text", "fetch", "fingerprint", "get_text", "is_remote", "list_folders", "list_names", "local_path",
-    "new_folder", "put_folder", "put_text", "refuse_remote", "remove", "update_text",
+    "Overtaken", "Text", "fetch", "fingerprint", "get_text", "is_file", "is_remote", "list_folders", "list_names",
+    "local_path", "new_folder", "put_folder", "put_text", "refuse_remote", "remove", "update_text",
 ]  # fmt: skip

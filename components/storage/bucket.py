@@ -8,7 +8,15 @@ from typing import Any
 from components.errors import InputError
 from components.storage import patience
 from components.storage.addresses import GS, bucket_and_name
-from components.storage.patience import Patience, first_line, is_transient
+from components.storage.checksum import bytes_crc32c
+from components.storage.patience import Patience, is_transient, reason
+
+
+class Overtaken(InputError):
+    """Another process wrote there since it was looked at."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(f"{address}: another process wrote it meanwhile. Look at what is there, then try again.")
 
 
 @dataclass(frozen=True)
@@ -59,9 +67,23 @@ class Bucket:
         blobs = self.patience.insist(attempt, self.address(prefix))
         return [Stored.of(blob) for blob in blobs if _belongs(blob.name, prefix)]
 
+    def read(self, found: Stored) -> bytes:
+        """The content of a small object. Raises google's NotFound when it was replaced or removed since."""
+        blob = self.place.blob(found.name, generation=found.generation)
+
+        def attempt() -> bytes:
+            content: bytes = blob.download_as_bytes(
+                raw_download=True, checksum=None, retry=None, timeout=self.patience.timeout
+            )
+            if bytes_crc32c(content) != found.crc32c:
+                raise ConnectionError("what arrived has another crc32c than the object")
+            return content
+
+        return self.patience.insist(attempt, self.address(found.name))
+
     def delete(self, found: Stored) -> None:
-        """Delete an object unless it was written again since; one that is gone already is no error."""
-        from google.api_core.exceptions import NotFound
+        """Delete an object; one that is gone already is no error. Raises Overtaken if it was written again since."""
+        from google.api_core.exceptions import NotFound, PreconditionFailed
 
         def attempt() -> None:
             # by name: a delete that names the generation in its address would also take it from a bucket's history
@@ -73,6 +95,8 @@ class Bucket:
             self.patience.insist(attempt, self.address(found.name))
         except NotFound:
             return
+        except PreconditionFailed:
+            raise Overtaken(self.address(found.name)) from None
 
 
 @contextmanager
@@ -109,7 +133,6 @@ def refusal(address: str, error: Exception) -> InputError:
         exceptions.Unauthorized: sign_in,
         exceptions.NotFound: "Create the bucket or correct the address.",
         exceptions.Forbidden: "Allow this account to read and write objects there, or sign in with another one.",
-        exceptions.PreconditionFailed: "Another process writes there: let one of them do it, then try again.",
         exceptions.BadRequest: "Correct the address.",
         exceptions.GoogleAPIError: "Try again later.",
         GoogleAuthError: sign_in,
@@ -119,7 +142,7 @@ def refusal(address: str, error: Exception) -> InputError:
     }
     move = next((move for kind, move in moves.items() if isinstance(error, kind)), "")
     tried = f" (tried for {patience.PATIENCE.total_s:.0f} s)" if is_transient(error) else ""
-    return InputError(f"{address}: {first_line(error)}{tried}. {move}".rstrip())
+    return InputError(f"{address}: {reason(error)}{tried}. {move}".rstrip())
 
 
 def _belongs(name: str, prefix: str) -> bool:

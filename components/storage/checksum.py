@@ -10,19 +10,19 @@ def file_crc32c(path: Path) -> str:
     """The crc32c of a file, read in blocks."""
     import google_crc32c
 
-    checksum = google_crc32c.Checksum()
+    checksum = 0
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
-            checksum.update(block)
-    return _stated(checksum.digest())
+            checksum = google_crc32c.extend(checksum, block)
+    return _stated(checksum)
 
 
 def bytes_crc32c(content: bytes) -> str:
     """The crc32c of some bytes."""
     import google_crc32c
 
-    return _stated(google_crc32c.Checksum(content).digest())
+    return _stated(google_crc32c.value(content))
 
 
-def _stated(digest: bytes) -> str:
-    return base64.b64encode(digest).decode("ascii")
+def _stated(checksum: int) -> str:
+    return base64.b64encode(checksum.to_bytes(4, "big")).decode("ascii")

@@ -20,7 +20,7 @@ from components.storage.patience import Stopped
 
 RANGE_BYTES = 8 << 20
 BUFFER_BYTES = 1 << 20
-ATTEMPTS = 2  # what arrived damaged is fetched once more; twice is no accident
+ATTEMPTS = 3  # what arrived damaged is fetched again; three times in a row is no accident
 
 
 def download(bucket: Bucket, objects: Mapping[Path, Stored], label: str) -> None:
@@ -37,8 +37,8 @@ def download(bucket: Bucket, objects: Mapping[Path, Stored], label: str) -> None
             return
     raise InputError(
         f"{bucket.address(remaining[0].found.name)}: what arrives has another crc32c than the object "
-        f"({remaining[0].found.crc32c or 'none is stated'}), twice in a row. Nothing was kept: check the network, the "
-        "disk and any proxy between, then try again."
+        f"({remaining[0].found.crc32c or 'none is stated'}), {ATTEMPTS} times in a row. Nothing was kept: check the "
+        "network, the disk and any proxy between, then try again."
     )
 
 

@@ -99,6 +99,15 @@ def remove(address: str) -> None:
         path.unlink(missing_ok=True)
 
 
+def is_file(address: str) -> bool:
+    """Whether there is a file, and no folder, at the address."""
+    if is_remote(address):
+        with opened(address) as (bucket, name):
+            return bucket.find(name) is not None
+    path = local_path(address)
+    return path.exists() and not path.is_dir()
+
+
 def list_folders(address: str) -> list[str]:
     """The names of the folders directly in the folder at the address, sorted; none when nothing is there."""
     if is_remote(address):

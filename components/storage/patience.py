@@ -5,6 +5,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ TRANSIENT_CODES = {408, 429, 500, 502, 503, 504}
 """The answers that Google's guide on retries names: docs/retry-strategy of Cloud Storage."""
 
 
-class Stopped(Exception):  # noqa: N818  # not an error of its own: another part of the transfer failed
+class Stopped(Exception):
     """A part of a transfer that ends because another one failed."""
 
 
@@ -60,7 +61,7 @@ class Patience:
             except Exception as error:
                 if not is_transient(error) or time.monotonic() + wait_s > deadline:
                     raise
-                logger.warning("%s: %s; trying again in %.1f s", what, first_line(error), wait_s)
+                logger.warning("%s: %s; trying again in %.1f s", what, reason(error), wait_s)
             stop.wait(wait_s)
         raise Stopped
 
@@ -91,6 +92,11 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, network)
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line without its full stop; its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def reason(error: Exception) -> str:
+    """What an error says, in one line without its full stop: the store's own words where it answered with some."""
+    said = str(error)
+    answer = getattr(error, "response", None)
+    if answer is not None:
+        with suppress(ValueError, KeyError, TypeError):  # no JSON, or of another form
+            said = f"{answer.status_code} {answer.json()['error']['message']}"
+    return (said.strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from components.errors import InputError
 from components.storage.bucket import Bucket
 from components.storage.patience import Patience
 
@@ -13,7 +14,7 @@ GONE = (404, 410)
 KEPT = re.compile(r"bytes=0-(\d+)")
 
 
-class SessionLost(Exception):  # noqa: N818  # not yet an error: the object may be there, or another session is begun
+class SessionLost(Exception):
     """The store does not know the session any more: it expired, or its object is complete and the answer was lost."""
 
 
@@ -42,8 +43,12 @@ class Session:
         with self._path.open("rb") as file:
             file.seek(self.at)
             piece = file.read(PIECE_BYTES)
-        self._doubtful = True
-        self._heed(self._put(piece, f"bytes {self.at}-{self.at + len(piece) - 1}/{self._size}"))
+        if not piece:
+            raise InputError(f"{self._path}: became shorter while it was uploaded. Upload it again.")
+        self._doubtful, before = True, self.at
+        self._heed(self._put(piece, f"bytes {before}-{before + len(piece) - 1}/{self._size}"))
+        if self.at == before:
+            raise ConnectionError("the store kept nothing of what it was sent")
         self._doubtful = False
 
     def close(self) -> None:
@@ -60,7 +65,7 @@ class Session:
         from google.api_core.exceptions import from_http_response
 
         if answer.status_code in (200, 201):
-            self.done = answer.json()
+            self.done, self.at = answer.json(), self._size
         elif answer.status_code == 308:  # what is not a whole number of blocks is no count to rely on
             kept = KEPT.fullmatch(answer.headers.get("Range", ""))
             self.at = (int(kept[1]) + 1) // BLOCK_BYTES * BLOCK_BYTES if kept else 0

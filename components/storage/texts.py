@@ -2,22 +2,16 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from components.errors import InputError
 from components.storage.addresses import is_remote, local_path
-from components.storage.bucket import Bucket, opened
-from components.storage.checksum import bytes_crc32c
+from components.storage.bucket import Bucket, Overtaken, opened
 from components.storage.locks import exclusive
 from components.storage.upload import write_object
 
 ABSENT = "0"
 RACES = 20  # nobody loses as many in a row by accident
-
-
-class Overtaken(InputError):
-    """Another process wrote the text since it was read."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ def put_text(text: str, address: str, generation: str | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(path.parent):
         if generation is not None and get_text(address).generation != generation:
-            raise _overtaken(address)
+            raise Overtaken(address)
         temporary = path.with_name(f".{path.name}.part")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
@@ -75,7 +69,7 @@ def update_text(address: str, change: Callable[[str | None], str | None]) -> Non
         except Overtaken:
             continue
         return
-    raise _overtaken(address)
+    raise Overtaken(address)
 
 
 def _remote_text(bucket: Bucket, name: str) -> Text:
@@ -86,21 +80,9 @@ def _remote_text(bucket: Bucket, name: str) -> Text:
         found = bucket.find(name)
         if found is None:
             return Text(None, ABSENT)
-        blob = bucket.place.blob(name, generation=found.generation)
-
-        def attempt(blob: object = blob, crc32c: str = found.crc32c) -> bytes:
-            content: bytes = blob.download_as_bytes(  # type: ignore[attr-defined]
-                raw_download=True, checksum=None, retry=None, timeout=bucket.patience.timeout
-            )
-            if bytes_crc32c(content) != crc32c:
-                raise ConnectionError("what arrived has another crc32c than the object")
-            return content
-
-        try:
-            return Text(bucket.patience.insist(attempt, bucket.address(name)).decode("utf-8"), str(found.generation))
-        except NotFound:  # replaced or removed since
-            continue
-    raise _overtaken(bucket.address(name))
+        with suppress(NotFound):  # it was replaced or removed since: look again
+            return Text(bucket.read(found).decode("utf-8"), str(found.generation))
+    raise Overtaken(bucket.address(name))
 
 
 def _put_remote(text: str, address: str, generation: str | None) -> None:
@@ -114,14 +96,10 @@ def _put_remote(text: str, address: str, generation: str | None) -> None:
         except PreconditionFailed:
             # A write whose answer was lost is tried again and meets itself: then what is there is what was meant.
             if _remote_text(bucket, name).content != text:
-                raise _overtaken(address) from None
+                raise Overtaken(address) from None
 
 
 def _local_generation(descriptor: int) -> str:
     """Another one for each file that was renamed to a name."""
     status = os.fstat(descriptor)
     return f"{status.st_mtime_ns}-{status.st_ino}"
-
-
-def _overtaken(address: str) -> Overtaken:
-    return Overtaken(f"{address}: another process wrote it meanwhile. Look at what is there, then try again.")

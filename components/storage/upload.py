@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import InputError
-from components.storage.bucket import Bucket, Stored
+from components.storage.bucket import Bucket, Overtaken, Stored
 from components.storage.checksum import bytes_crc32c, file_crc32c
 from components.storage.parallel import Meter, in_parallel
 from components.storage.session import PIECE_BYTES, SessionLost, begin_session
@@ -18,8 +18,8 @@ ATTEMPTS = 3
 def upload(bucket: Bucket, files: Mapping[str, Path], there: Mapping[str, Stored], label: str) -> None:
     """Make every file the object of that name; `there` holds the objects that were listed before.
 
-    An object with the same size and crc32c stays as it is. One that was written since it was listed, by another
-    process, is an InputError, and so is a file that cannot be brought over undamaged.
+    An object with the same size and crc32c stays as it is. Raises Overtaken for one that another process wrote since it
+    was listed, and InputError for a file that cannot be brought over undamaged.
     """
     stop = threading.Event()
     meter = Meter(label, sum(path.stat().st_size for path in files.values()))
@@ -64,7 +64,7 @@ class _Upload:
     def _attempt(self, crc32c: str, generation: int) -> tuple[Stored | None, str]:
         """The object as it was written, or None and why the content was refused.
 
-        Raises PreconditionFailed when the object is neither of that generation any more nor holds what the file does.
+        Raises Overtaken when the object is neither of that generation any more nor holds what the file does.
         """
         from google.api_core.exceptions import BadRequest, PreconditionFailed
 
@@ -80,7 +80,7 @@ class _Upload:
             if found is not None and same_content(found, self.path):
                 return found, ""
             if isinstance(error, PreconditionFailed):
-                raise
+                raise Overtaken(self.address) from None
             return None, "the store forgot the upload"
 
     def _written(self, crc32c: str, generation: int) -> Stored:
