@@ -6,6 +6,8 @@ which of several threads comes first.
 
 import http.client
 import random
+import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -44,8 +46,7 @@ class FaultProxy:
         """How often each fault happened."""
         self._before: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(self)
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -67,88 +68,107 @@ class Broken(Exception):
     """The connection ends here."""
 
 
-def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
+class _Server(ThreadingHTTPServer):
+    """Requests in threads; a connection that breaks is nothing to report."""
 
-        def log_message(self, *_: object) -> None:
-            pass
+    daemon_threads = True
 
-        def _pass(self) -> None:
-            place = urlsplit(self.path)
-            detail = self.headers.get("Range") or self.headers.get("Content-Range") or place.query
-            fault = proxy.fault(f"{self.command} {place.path} {detail}")
-            try:
-                self._suffer(fault)
-            except (Broken, ConnectionError, http.client.HTTPException):
-                self.close_connection = True
+    def __init__(self, proxy: FaultProxy) -> None:
+        self.proxy = proxy
+        super().__init__(("127.0.0.1", 0), _Handler)
 
-        def _suffer(self, fault: str | None) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            media = self.command == "GET" and "alt=media" in self.path
-            if fault == "lost":
-                raise Broken
-            body = self.rfile.read(length)
-            if fault in ("429", "500", "503"):
-                self._reply(int(fault), {}, b"")
-                return
-            if fault == "half sent" and length > 1:
-                self._half(body)
-                raise Broken
-            if fault == "damaged" and self.command in ("PUT", "POST") and length > 2000:
-                body = _damaged(body)
-            status, headers, answer = self._ask(body)
-            if fault == "unanswered":
-                raise Broken
-            if fault == "damaged" and media:
-                answer = _damaged(answer)
-            if fault == "short" and media:
-                answer = answer[: len(answer) // 2]
-            self._reply(status, headers, answer, fault)
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
-        def _ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-            """The answer of the server behind."""
-            upstream = http.client.HTTPConnection(proxy.upstream, timeout=10)
-            try:
-                upstream.request(self.command, self.path, body, dict(self.headers))
-                found = upstream.getresponse()
-                kept = {k: v for k, v in found.getheaders() if k.lower() not in ("content-length", "connection")}
-                return found.status, kept, found.read()
-            finally:
-                upstream.close()
 
-        def _half(self, body: bytes) -> None:
-            """Send the server behind the first half of a body, and no more."""
-            upstream = http.client.HTTPConnection(proxy.upstream, timeout=10)
-            upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                upstream.putheader(name, value)
-            upstream.endheaders(body[: len(body) // 2])
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    @property
+    def proxy(self) -> FaultProxy:
+        return self.server.proxy
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _pass(self) -> None:
+        place = urlsplit(self.path)
+        detail = self.headers.get("Range") or self.headers.get("Content-Range") or place.query
+        fault = self.proxy.fault(f"{self.command} {place.path} {detail}")
+        try:
+            self._suffer(fault)
+        except (Broken, ConnectionError, http.client.HTTPException):
+            self.close_connection = True
+
+    def _suffer(self, fault: str | None) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        media = self.command == "GET" and "alt=media" in self.path
+        if fault == "lost":
+            raise Broken
+        body = self.rfile.read(length)
+        if fault in ("429", "500", "503"):
+            self._reply(int(fault), {}, b"")
+            return
+        if fault == "half sent" and length > 1:
+            self._half(body)
+            raise Broken
+        if fault == "damaged" and self.command in ("PUT", "POST") and length > 2000:
+            body = _damaged(body)
+        status, headers, answer = self._ask(body)
+        if fault == "unanswered":
+            raise Broken
+        if fault == "damaged" and media:
+            answer = _damaged(answer)
+        if fault == "short" and media:
+            answer = answer[: len(answer) // 2]
+        self._reply(status, headers, answer, fault)
+
+    def _ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """The answer of the server behind."""
+        upstream = http.client.HTTPConnection(self.proxy.upstream, timeout=10)
+        try:
+            upstream.request(self.command, self.path, body, dict(self.headers))
+            found = upstream.getresponse()
+            kept = {k: v for k, v in found.getheaders() if k.lower() not in ("content-length", "connection")}
+            return found.status, kept, found.read()
+        finally:
             upstream.close()
 
-        def _reply(self, status: int, headers: dict[str, str], body: bytes, fault: str | None = None) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                if name.lower() not in ("server", "date"):
-                    self.send_header(name, value)
-            if status != 204:
-                self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if fault == "cut":
-                self.wfile.write(body[: len(body) // 2])
-                raise Broken
-            if fault == "slow":
-                for at in range(0, len(body), max(1, len(body) // 4)):
-                    self.wfile.write(body[at : at + max(1, len(body) // 4)])
-                    self.wfile.flush()
-                    time.sleep(0.01)
-                return
-            self.wfile.write(body)
+    def _half(self, body: bytes) -> None:
+        """Send the server behind the first half of a body, and no more."""
+        upstream = http.client.HTTPConnection(self.proxy.upstream, timeout=10)
+        upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            upstream.putheader(name, value)
+        upstream.endheaders(body[: len(body) // 2])
+        upstream.sock.shutdown(socket.SHUT_WR)
+        while upstream.sock.recv(1000):  # until the server behind has given it up
+            pass
+        upstream.close()
 
-        do_GET = do_POST = do_PUT = do_DELETE = _pass  # noqa: N815
+    def _reply(self, status: int, headers: dict[str, str], body: bytes, fault: str | None = None) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            if name.lower() not in ("server", "date"):
+                self.send_header(name, value)
+        if status != 204:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if fault == "cut":
+            self.wfile.write(body[: len(body) // 2])
+            raise Broken
+        if fault == "slow":
+            for at in range(0, len(body), max(1, len(body) // 4)):
+                self.wfile.write(body[at : at + max(1, len(body) // 4)])
+                self.wfile.flush()
+                time.sleep(0.01)
+            return
+        self.wfile.write(body)
 
-    return Handler
+    do_GET = do_POST = do_PUT = do_DELETE = _pass  # noqa: N815
 
 
 def _damaged(body: bytes) -> bytes:

@@ -7,7 +7,7 @@ gone (404), sessions that keep whole blocks of 256 KiB of a piece that broke off
 import base64
 import json
 import re
-import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -79,8 +79,7 @@ class ObjectStore:
         """Whether it takes whatever arrives, with a byte changed, and compares nothing."""
         self.lock = threading.RLock()
         self._last = 1000
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(self)
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -150,166 +149,174 @@ def compare(metadata: dict[str, Any], found: str) -> None:
         raise Refused(400, f'Provided CRC32C "{metadata["crc32c"]}" doesn\'t match calculated CRC32C "{found}".')
 
 
-def _handler(store: ObjectStore) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
+class _Server(ThreadingHTTPServer):
+    """Requests in threads; a connection that breaks is nothing to report."""
 
-        def setup(self) -> None:
-            super().setup()
-            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    daemon_threads = True
 
-        def do_GET(self) -> None:
-            self._answer(self._get)
+    def __init__(self, store: ObjectStore) -> None:
+        self.store = store
+        super().__init__(("127.0.0.1", 0), _Handler)
 
-        def do_DELETE(self) -> None:
-            self._answer(self._delete)
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
-        def do_POST(self) -> None:
-            self._answer(self._post)
 
-        def do_PUT(self) -> None:
-            self._answer(self._put)
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
 
-        def log_message(self, *_: object) -> None:
-            pass
+    @property
+    def store(self) -> ObjectStore:
+        return self.server.store
 
-        def _answer(self, action: Callable[[str], None]) -> None:
-            self.url = urlsplit(self.path)
-            self.query = {key: values[0] for key, values in parse_qs(self.url.query).items()}
-            found = re.fullmatch(r"(?:/(?:up|down)load)?/storage/v1/b/bucket/o(?:/(.*))?", self.url.path)
-            try:
-                if found is None:
-                    raise Refused(404, "The specified bucket does not exist.")
-                action(unquote(found[1] or ""))
-            except Refused as refused:
-                self._json({"error": {"code": refused.code, "message": str(refused)}}, refused.code)
+    def do_GET(self) -> None:
+        self._answer(self._get)
 
-        def _heard(self, name: str, detail: str = "") -> None:
-            with store.lock:
-                store.asked.append((self.command, name, detail))
-            store.forget_meanwhile(self.command, name)
+    def do_DELETE(self) -> None:
+        self._answer(self._delete)
 
-        def _get(self, name: str) -> None:
-            if not name:
-                self._heard("", self.query.get("prefix", ""))
-                self._list()
-                return
-            media = self.query.get("alt") == "media"
-            wanted = self.headers.get("Range", "")
-            self._heard(name, wanted if media else "metadata")
-            entry = store.entries.get(name)
-            if entry is None or self.query.get("generation", str(entry.generation)) != str(entry.generation):
+    def do_POST(self) -> None:
+        self._answer(self._post)
+
+    def do_PUT(self) -> None:
+        self._answer(self._put)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self, action: Callable[[str], None]) -> None:
+        self.url = urlsplit(self.path)
+        self.query = {key: values[0] for key, values in parse_qs(self.url.query).items()}
+        found = re.fullmatch(r"(?:/(?:up|down)load)?/storage/v1/b/bucket/o(?:/(.*))?", self.url.path)
+        try:
+            if found is None:
+                raise Refused(404, "The specified bucket does not exist.")
+            action(unquote(found[1] or ""))
+        except Refused as refused:
+            self.close_connection = True  # the body may not have been read
+            self._json({"error": {"code": refused.code, "message": str(refused)}}, refused.code)
+
+    def _heard(self, name: str, detail: str = "") -> None:
+        with self.store.lock:
+            self.store.asked.append((self.command, name, detail))
+        self.store.forget_meanwhile(self.command, name)
+
+    def _get(self, name: str) -> None:
+        if not name:
+            self._heard("", self.query.get("prefix", ""))
+            self._list()
+            return
+        media = self.query.get("alt") == "media"
+        wanted = self.headers.get("Range", "")
+        self._heard(name, wanted if media else "metadata")
+        entry = self.store.entries.get(name)
+        if entry is None or self.query.get("generation", str(entry.generation)) != str(entry.generation):
+            raise Refused(404, f"No such object: bucket/{name}")
+        if not media:
+            self._json(self.store.resource(name, entry))
+            return
+        self._media(entry, wanted)
+
+    def _media(self, entry: Entry, wanted: str) -> None:
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+        start, end = (int(found[1]), min(int(found[2]) + 1, entry.size)) if found else (0, entry.size)
+        self.send_response(206 if found else 200)
+        self.send_header("Content-Length", str(end - start))
+        if found:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{entry.size}")
+        if entry.encoding:
+            self.send_header("Content-Encoding", entry.encoding)
+        self.end_headers()
+        for block in entry.read(start, end):
+            self.wfile.write(block)
+
+    def _list(self) -> None:
+        with self.store.lock:
+            prefix = self.query.get("prefix", "")
+            names = sorted(name for name in self.store.entries if name.startswith(prefix))
+            first = int(self.query.get("pageToken", "0"))
+            end = first + self.store.page
+            items = [self.store.resource(name, self.store.entries[name]) for name in names[first:end]]
+        after = {"nextPageToken": str(end)} if end < len(names) else {}
+        self._json({"kind": "storage#objects", "items": items, **after})
+
+    def _delete(self, name: str) -> None:
+        self._heard(name)
+        with self.store.lock:
+            if name not in self.store.entries:
                 raise Refused(404, f"No such object: bucket/{name}")
-            if not media:
-                self._json(store.resource(name, entry))
-                return
-            self._media(entry, wanted)
+            self.store.matches(name, self.query.get("ifGenerationMatch"))
+            del self.store.entries[name]
+        self.send_response(204)
+        self.end_headers()
 
-        def _media(self, entry: Entry, wanted: str) -> None:
-            found = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
-            start, end = (int(found[1]), min(int(found[2]) + 1, entry.size)) if found else (0, entry.size)
-            self.send_response(206 if found else 200)
-            self.send_header("Content-Length", str(end - start))
-            if found:
-                self.send_header("Content-Range", f"bytes {start}-{end - 1}/{entry.size}")
-            if entry.encoding:
-                self.send_header("Content-Encoding", entry.encoding)
-            self.end_headers()
-            for block in entry.read(start, end):
-                self.wfile.write(block)
-
-        def _list(self) -> None:
-            with store.lock:
-                prefix = self.query.get("prefix", "")
-                names = sorted(name for name in store.entries if name.startswith(prefix))
-                first = int(self.query.get("pageToken", "0"))
-                items = [store.resource(name, store.entries[name]) for name in names[first : first + store.page]]
-            after = {"nextPageToken": str(first + store.page)} if first + store.page < len(names) else {}
-            self._json({"kind": "storage#objects", "items": items, **after})
-
-        def _delete(self, name: str) -> None:
-            self._heard(name)
-            with store.lock:
-                if name not in store.entries:
-                    raise Refused(404, f"No such object: bucket/{name}")
-                store.matches(name, self.query.get("ifGenerationMatch"))
-                del store.entries[name]
-            self.send_response(204)
-            self.end_headers()
-
-        def _post(self, _: str) -> None:
-            body = self.rfile.read(length := int(self.headers["Content-Length"]))
-            if len(body) < length:
-                raise ConnectionResetError
-            kind, match = self.query["uploadType"], self.query.get("ifGenerationMatch")
-            if kind == "multipart":
-                metadata, content = parts(self.headers["Content-Type"], body)
-                self._heard(metadata["name"], kind)
-                self._json(store.take(metadata["name"], content, metadata, match))
-                return
-            metadata = json.loads(body)
+    def _post(self, _: str) -> None:
+        body = self.rfile.read(length := int(self.headers["Content-Length"]))
+        if len(body) < length:
+            raise ConnectionResetError
+        kind, match = self.query["uploadType"], self.query.get("ifGenerationMatch")
+        if kind == "multipart":
+            metadata, content = parts(self.headers["Content-Type"], body)
             self._heard(metadata["name"], kind)
-            with store.lock:
-                store.matches(metadata["name"], match)
-                number = f"session-{len(store.sessions)}"
-                store.sessions[number] = Session(metadata["name"], metadata, match)
-            self.send_response(200)
-            self.send_header("Location", f"http://{self.headers['Host']}{self.path}&upload_id={number}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._json(self.store.take(metadata["name"], content, metadata, match))
+            return
+        metadata = json.loads(body)
+        self._heard(metadata["name"], kind)
+        with self.store.lock:
+            self.store.matches(metadata["name"], match)
+            number = f"session-{len(self.store.sessions)}"
+            self.store.sessions[number] = Session(metadata["name"], metadata, match)
+        self.send_response(200)
+        self.send_header("Location", f"http://{self.headers['Host']}{self.path}&upload_id={number}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
-        def _put(self, _: str) -> None:
-            session = store.sessions.get(self.query["upload_id"])
-            if session is None:
-                raise Refused(404, "No such session.")
-            stated_range = self.headers["Content-Range"]
-            self._heard(session.name, stated_range)
-            piece = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", stated_range)
-            if piece:
-                self._receive(session, int(piece[1]), int(piece[2]) + 1 - int(piece[1]))
-            total = int(stated_range.rpartition("/")[2])
-            if session.done is None and session.count == total:
-                store.complete(session)
-            if session.done is not None:
-                self._json(session.done)
-                return
-            self.send_response(308)
-            if session.count:
-                self.send_header("Range", f"bytes=0-{session.count - 1}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    def _put(self, _: str) -> None:
+        session = self.store.sessions.get(self.query["upload_id"])
+        if session is None:
+            raise Refused(404, "No such session.")
+        stated_range = self.headers["Content-Range"]
+        self._heard(session.name, stated_range)
+        piece = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", stated_range)
+        if piece:
+            self._receive(session, int(piece[1]), int(piece[2]) + 1 - int(piece[1]))
+        total = int(stated_range.rpartition("/")[2])
+        if session.done is None and session.count == total:
+            self.store.complete(session)
+        if session.done is not None:
+            self._json(session.done)
+            return
+        self.send_response(308)
+        if session.count:
+            self.send_header("Range", f"bytes=0-{session.count - 1}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
-        def _receive(self, session: Session, start: int, length: int) -> None:
-            """Take a piece; of one that breaks off, its whole blocks."""
-            assert start == session.count, f"{session.name}: sent from {start}, {session.count} are here"
-            left = length
-            while left and (block := self.rfile.read(min(left, BLOCK_BYTES))):
-                left -= len(block)
-                if left and len(block) < BLOCK_BYTES:
-                    raise ConnectionResetError
-                session.count += len(block)
-                session.checksum = google_crc32c.extend(session.checksum, block)
-                if store.keep:
-                    session.received += block
-            if left:
+    def _receive(self, session: Session, start: int, length: int) -> None:
+        """Take a piece; of one that breaks off, its whole blocks."""
+        assert start == session.count, f"{session.name}: sent from {start}, {session.count} are here"
+        left = length
+        while left and (block := self.rfile.read(min(left, BLOCK_BYTES))):
+            left -= len(block)
+            if left and len(block) < BLOCK_BYTES:
                 raise ConnectionResetError
+            session.count += len(block)
+            session.checksum = google_crc32c.extend(session.checksum, block)
+            if self.store.keep:
+                session.received += block
+        if left:
+            raise ConnectionResetError
 
-        def _json(self, value: object, code: int = 200) -> None:
-            body = json.dumps(value).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def handle(self) -> None:
-            try:
-                super().handle()
-            except (ConnectionError, TimeoutError):
-                self.close_connection = True
-
-    return Handler
+    def _json(self, value: object, code: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
 
 def parts(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:

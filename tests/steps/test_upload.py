@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -21,9 +20,9 @@ from components.errors import InputError
 from components.models import policy_card, save_model
 from components.registry import promote, register
 from components.storage import get_text, put_text
-from object_store import ObjectStore
 from components.upload import step
 from components.upload.settings import UploadSettings
+from object_store import ObjectStore
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +190,8 @@ def test_a_version_goes_to_object_storage_and_is_mended_unless_the_pointer_names
     del object_store.entries[weights]
     object_store.asked.clear()
     assert step.run(settings, model=model, report=report, release=tmp_path / "b")["upload/new"] == 1.0
-    assert [name for method, name, _ in object_store.asked if method == "POST"] == [weights, "models/tiny/candidate.json"]
+    written = [name for method, name, _ in object_store.asked if method == "POST"]
+    assert written == [weights, "models/tiny/candidate.json"]
 
 
 def test_of_two_uploads_at_once_both_versions_are_whole_and_the_later_one_is_the_candidate(

@@ -23,6 +23,7 @@ from components.storage import (
 from components.storage.patience import Patience
 from object_store import ObjectStore
 
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a file, and another one below."""
