@@ -11,6 +11,8 @@ from components.storage.addresses import GS, bucket_and_name
 from components.storage.checksum import bytes_crc32c
 from components.storage.patience import Patience, is_transient, reason
 
+MARK = "plumbline-write"
+
 
 class Overtaken(InputError):
     """Another process wrote there since it was looked at."""
@@ -31,12 +33,14 @@ class Stored:
     crc32c: str
     zipped: bool
     """Whether it was stored gzipped by whoever wrote it (Content-Encoding), which its name does not say."""
+    mark: str = ""
+    """What its writer called this one write, so that one whose answer was lost is known for what it is."""
 
     @classmethod
     def of(cls, blob: Any) -> "Stored":
         """What google's object says after it was listed, asked for or written."""
-        zipped = blob.content_encoding == "gzip"
-        return cls(blob.name, int(blob.generation), int(blob.size), blob.crc32c or "", zipped)
+        zipped, mark = blob.content_encoding == "gzip", (blob.metadata or {}).get(MARK, "")
+        return cls(blob.name, int(blob.generation), int(blob.size), blob.crc32c or "", zipped, mark)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from uuid import uuid4
 
 from components.storage.addresses import is_remote, local_path
-from components.storage.bucket import Bucket, Overtaken, opened
+from components.storage.bucket import MARK, Bucket, Overtaken, opened
 from components.storage.locks import exclusive
 from components.storage.upload import write_object
 
@@ -90,12 +91,15 @@ def _put_remote(text: str, address: str, generation: str | None) -> None:
 
     with opened(address) as (bucket, name):
         blob, match = bucket.place.blob(name), None if generation is None else int(generation)
+        blob.metadata = {MARK: uuid4().hex}
         content_type = "application/json" if name.endswith(".json") else "text/plain; charset=utf-8"
         try:
             write_object(bucket, blob, text.encode(), content_type, match, None)
         except PreconditionFailed:
-            # A write whose answer was lost is tried again and meets itself: then what is there is what was meant.
-            if _remote_text(bucket, name).content != text:
+            # A write whose answer was lost is tried again and meets itself. The same text is no sign of that: another
+            # process may have made the same of what both read.
+            found = bucket.find(name)
+            if found is None or found.mark != blob.metadata[MARK]:
                 raise Overtaken(address) from None
 
 

@@ -30,6 +30,7 @@ class Entry:
     size: int
     crc32c: str
     encoding: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
         """The bytes from start to end, in blocks."""
@@ -119,7 +120,9 @@ class ObjectStore:
                 content = bytes([content[0] ^ 1]) + content[1:]
             else:
                 compare(metadata, stated(google_crc32c.value(content)))
-            return self.resource(name, self.write(name, content, encoding=metadata.get("contentEncoding")))
+            entry = self.write(name, content, encoding=metadata.get("contentEncoding"))
+            entry.metadata = metadata.get("metadata", {})
+            return self.resource(name, entry)
 
     def complete(self, session: Session) -> dict[str, Any]:
         with self.lock:
@@ -137,6 +140,7 @@ class ObjectStore:
         return {
             "kind": "storage#object", "name": name, "bucket": "bucket", "generation": str(entry.generation),
             "metageneration": "1", "size": str(entry.size), "crc32c": entry.crc32c,
+            "metadata": entry.metadata,
         } | ({"contentEncoding": entry.encoding} if entry.encoding else {})  # fmt: skip
 
 

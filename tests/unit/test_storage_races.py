@@ -71,19 +71,23 @@ def test_a_race_that_does_not_end_is_an_error(pointer: str) -> None:
 def test_a_write_whose_answer_was_lost_is_no_lost_race(
     object_store: ObjectStore, reach: Callable[[str], None], tmp_path: Path
 ) -> None:
-    proxy = FaultProxy(object_store.address, first_time("unanswered"))
-    reach(proxy.address)
-    address = "gs://bucket/pointer.json"
-    put_text("one", address, "0")
-    put_text("two", address, get_text(address).generation)
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "a.txt").write_text("a")
-    put_folder(tmp_path / "made", "gs://bucket/model")
-    remove("gs://bucket/model")
-    proxy.close()
+    address = "gs://bucket/pointer.json"
+    for action in (
+        lambda: put_text("one", address, "0"),
+        lambda: put_text("two", address, get_text(address).generation),
+        lambda: put_folder(tmp_path / "made", "gs://bucket/model"),
+        lambda: remove("gs://bucket/model"),
+    ):
+        proxy = FaultProxy(object_store.address, first_time("unanswered"))
+        reach(proxy.address)
+        action()
+        proxy.close()
     assert {name: entry.content for name, entry in object_store.entries.items()} == {"pointer.json": b"two"}
-    assert [name for method, name, _ in object_store.asked if method == "POST"] == [
-        *["pointer.json"] * 4, *["model/a.txt"] * 2,
+    writes = [(method, name) for method, name, _ in object_store.asked if method != "GET"]
+    assert writes == [
+        *[("POST", "pointer.json")] * 4, *[("POST", "model/a.txt")] * 2, *[("DELETE", "model/a.txt")] * 2,
     ]  # fmt: skip
 
 
