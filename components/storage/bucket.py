@@ -114,13 +114,16 @@ def opened(address: str) -> Iterator[tuple[Bucket, str]]:
     from urllib3.exceptions import HTTPError
 
     try:
-        place = storage.Client().bucket(bucket)
+        client = storage.Client()
+        place = client.bucket(bucket)
     except (OSError, ValueError, GoogleAuthError) as error:  # OSError: no project; ValueError: no bucket's name
         raise refusal(address, error) from None
     try:
         yield Bucket(place, patience.PATIENCE), name
     except (GoogleAPIError, GoogleAuthError, RequestException, HTTPError, ConnectionError, TimeoutError) as error:
         raise refusal(address, error) from None
+    finally:
+        client.close()
 
 
 def refusal(address: str, error: Exception) -> InputError:

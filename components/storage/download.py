@@ -9,6 +9,7 @@ import json
 import shutil
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -29,8 +30,7 @@ def download(bucket: Bucket, objects: Mapping[Path, Stored], label: str) -> None
     meter = Meter(label, sum(found.size for found in objects.values()))
     remaining = [Part(bucket, found, target, meter, stop) for target, found in objects.items()]
     for _ in range(ATTEMPTS):
-        starts = [(part, start) for part in remaining for start in part.begin()]
-        in_parallel([lambda part=part, start=start: part.fetch(start) for part, start in starts], stop)  # type: ignore[misc]
+        in_parallel([partial(part.fetch, start) for part in remaining for start in part.begin()], stop)
         in_parallel([part.finish for part in remaining], stop)
         remaining = [part for part in remaining if not part.finished]
         if not remaining:

@@ -34,9 +34,10 @@ def fetch(address: str, into: Path | None = None, beside: Path | None = None) ->
         found = _objects(bucket, prefix, address)
         place = into or staging_folder(address, {stored.name: stored.generation for stored in found})
         top = place / PurePosixPath(prefix).name
+        targets = {_target(top, prefix, stored, address): stored for stored in found}
         place.mkdir(parents=True, exist_ok=True)
-        with exclusive(place):
-            download(bucket, {_target(top, prefix, stored, address): stored for stored in found}, top.name)
+        with exclusive(place / f".{top.name}.lock"):
+            download(bucket, targets, top.name)
     return top
 
 

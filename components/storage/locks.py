@@ -1,19 +1,18 @@
-"""One process at a time in a folder of this machine."""
+"""One process at a time where several may write, on this machine or on a file system that machines share."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Inside, no other process or thread is inside for the same folder; leaves no file behind."""
+def exclusive(lock: Path) -> Iterator[None]:
+    """Inside, no other process or thread is inside for the same file, which is made, empty, and stays.
+
+    A file that is written and not the folder itself, for over NFS only those can be locked.
+    """
     import fcntl
 
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)  # which releases the lock, as the death of the process would
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file releases the lock, and so does the death of the process

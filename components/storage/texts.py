@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -47,10 +47,10 @@ def put_text(text: str, address: str, generation: str | None = None) -> None:
         return
     path = local_path(address)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(path.parent):
+    temporary = path.with_name(f".{path.name}.part")
+    with nullcontext() if generation is None else exclusive(path.with_name(f".{path.name}.lock")):
         if generation is not None and get_text(address).generation != generation:
             raise Overtaken(address)
-        temporary = path.with_name(f".{path.name}.part")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
 

@@ -58,10 +58,11 @@ class FaultProxy:
         with self._lock:
             before = self._before[request]
             self._before[request] += 1
-            fault = self.plan(request, before)
-            if fault:
+        fault = self.plan(request, before)  # which may take its time
+        if fault:
+            with self._lock:
                 self.suffered[fault] += 1
-            return fault
+        return fault
 
 
 class Broken(Exception):

@@ -69,7 +69,7 @@ def test_the_demo_data_go_to_gs_and_over_the_same_data_only(object_store: Object
 
 def test_a_file_on_gs_is_no_folder_to_write_to(object_store: ObjectStore) -> None:
     object_store.write("thesis.txt", b"years of work")
-    with pytest.raises(InputError, match="--out is gs://bucket/thesis.txt, which is a file"):
+    with pytest.raises(InputError, match=r"--out is gs://bucket/thesis\.txt, which is a file"):
         cli.demo("gs://bucket/thesis.txt")
     assert object_store.entries["thesis.txt"].content == b"years of work"
 

@@ -4,6 +4,7 @@ import gzip
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -114,6 +115,40 @@ def test_a_piece_that_broke_off_goes_on_from_the_blocks_that_arrived(
     assert object_store.entries["model/weights.bin"].content == data
 
 
+def test_ranges_of_one_object_and_files_of_a_folder_are_on_their_way_at_once(
+    object_store: ObjectStore, harmed: Callable[..., FaultProxy], tmp_path: Path
+) -> None:
+    """Each of four requests is held until the other three have come."""
+    together = threading.Barrier(4)
+
+    def hold(request: str, before: int) -> None:
+        if "bytes=" in request or request.startswith("POST"):
+            together.wait(timeout=60)
+
+    harmed(object_store.address, hold)
+    data = random.Random(4).randbytes(4 * BLOCK)
+    object_store.write("weights.bin", data)
+    assert fetch("gs://bucket/weights.bin", into=tmp_path / "into").read_bytes() == data
+    put_folder(written(tmp_path / "made", {f"{number}.txt": b"x" for number in range(4)}), "gs://bucket/model")
+    assert not together.broken
+
+
+def test_without_a_cache_to_write_to_a_download_goes_to_a_temporary_folder(
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    object_store.write("model/a.txt", b"a")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for place in ("file", "cache"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place))
+        found = fetch("gs://bucket/model")
+        assert read(found) == {"a.txt": b"a"}
+        assert found.is_relative_to(tmp_path / "cache" / "plumbline") == (place == "cache")
+    object_store.write("model/a.txt", b"b")
+    assert read(fetch("gs://bucket/model")) == {"a.txt": b"b"}
+    assert read(found) == {"a.txt": b"a"}  # who reads it there goes on reading the same
+
+
 @pytest.mark.parametrize("fault", ["503", "lost", "cut", "short", "damaged"])
 def test_a_download_that_never_succeeds_is_one_message_and_leaves_nothing_under_the_name(
     object_store: ObjectStore, harmed: Callable[..., FaultProxy], tmp_path: Path, fault: str,
@@ -178,7 +213,7 @@ def test_what_was_noted_and_is_damaged_on_disk_is_fetched_anew(object_store: Obj
     (tmp_path / ".weights.bin.part.jsonl").write_text(f"{header}\n0\n{BLOCK}\n2621")  # the last line was cut off
     assert fetch("gs://bucket/weights.bin", into=tmp_path).read_bytes() == data
     assert len([1 for _, _, detail in object_store.asked if detail.startswith("bytes=")]) == 1 + 3
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["weights.bin"]
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"weights.bin", ".weights.bin.lock"}
 
 
 def test_another_generation_starts_anew(object_store: ObjectStore, tmp_path: Path) -> None:
@@ -236,7 +271,7 @@ def test_an_object_that_was_stored_gzipped_is_checked_as_stored_and_arrives_as_i
     rows = b'{"prompt": "a"}\n' * 50_000
     object_store.write("rows.jsonl", gzip.compress(rows, compresslevel=0), encoding="gzip")
     assert fetch("gs://bucket/rows.jsonl", into=tmp_path).read_bytes() == rows
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["rows.jsonl"]
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"rows.jsonl", ".rows.jsonl.lock"}
 
 
 @pytest.mark.parametrize("name", ["model/../../out.txt", "model//a.txt", "model/./a.txt", "model/a\\b"])
