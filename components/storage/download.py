@@ -19,7 +19,7 @@ from components.storage.checksum import file_crc32c
 from components.storage.parallel import Meter, in_parallel
 from components.storage.patience import Stopped
 
-RANGE_BYTES = 8 << 20
+RANGE_BYTES = 16 << 20
 BUFFER_BYTES = 1 << 20
 ATTEMPTS = 3  # what arrived damaged is fetched again; three times in a row is no accident
 

@@ -157,12 +157,18 @@ def _put(bucket: Bucket, prefix: str, folder: Path, last: str) -> None:
 
 
 def _objects(bucket: Bucket, prefix: str, address: str) -> Sequence[Stored]:
-    """The object at the address, or those in the folder there. Raises InputError when there is none, or both."""
+    """The object at the address, or those in the folder there.
+
+    Raises InputError when there is none, and where an object has the name of a folder of others.
+    """
     found = bucket.listed(prefix)
     if not found:
         raise InputError(f"{address}: no object there. Check the bucket, the name and the credentials.")
-    if len(found) > 1 and any(stored.name == prefix for stored in found):
-        raise InputError(f"{address} is an object and a folder of objects too; rename or remove one of them.")
+    folders = {str(folder) for stored in found for folder in PurePosixPath(stored.name).parents}
+    if clash := next((stored.name for stored in found if stored.name in folders), None):
+        raise InputError(
+            f"{bucket.address(clash)} is an object and a folder of objects too; rename or remove one of them."
+        )
     return found
 
 

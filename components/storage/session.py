@@ -9,7 +9,7 @@ from components.storage.bucket import Bucket
 from components.storage.patience import Patience
 
 BLOCK_BYTES = 256 << 10  # what a session keeps is whole blocks of this size, until the last piece
-PIECE_BYTES = 32 * BLOCK_BYTES
+PIECE_BYTES = 32 * BLOCK_BYTES  # 8 MiB, up to which the library sends an object in one request
 GONE = (404, 410)
 KEPT = re.compile(r"bytes=0-(\d+)")
 

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from components.storage.addresses import is_remote, local_path
 from components.storage.bucket import MARK, Bucket, Overtaken, opened
+from components.storage.checksum import bytes_crc32c
 from components.storage.locks import exclusive
 from components.storage.upload import write_object
 
@@ -91,7 +92,7 @@ def _put_remote(text: str, address: str, generation: str | None) -> None:
 
     with opened(address) as (bucket, name):
         blob, match = bucket.place.blob(name), None if generation is None else int(generation)
-        blob.metadata = {MARK: uuid4().hex}
+        blob.metadata, blob.crc32c = {MARK: uuid4().hex}, bytes_crc32c(text.encode())
         content_type = "application/json" if name.endswith(".json") else "text/plain; charset=utf-8"
         try:
             write_object(bucket, blob, text.encode(), content_type, match, None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from components.errors import InputError
 from components.storage.bucket import Bucket, Overtaken, Stored
-from components.storage.checksum import bytes_crc32c, file_crc32c
+from components.storage.checksum import file_crc32c
 from components.storage.parallel import Meter, in_parallel
 from components.storage.session import PIECE_BYTES, SessionLost, begin_session
 
@@ -113,8 +113,10 @@ class _Upload:
 def write_object(
     bucket: Bucket, blob: Any, content: bytes, content_type: str, generation: int | None, stop: threading.Event | None
 ) -> None:
-    """Write a small object in one request, in place of the one of that generation; None: of whichever is there."""
-    blob.crc32c = bytes_crc32c(content)
+    """Write a small object in one request, in place of the one of that generation; None: of whichever is there.
+
+    The blob states the crc32c that the content must have.
+    """
 
     def attempt() -> None:
         blob.upload_from_string(
