@@ -1,19 +1,22 @@
 """One step by hand: `python -m components sft --settings sft.yaml --data DIR --base DIR --model DIR`.
 
-The options are the step's own paths; the last one is what it writes. Its numbers are printed and left in
-`<output>.metrics/`.
+The options are the step's own paths, each a local one or a gs:// address; the last one is what it writes. Its numbers
+are printed and left in `<output>.metrics/`.
 """
 
 import argparse
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from components.errors import InputError
 from components.launch import EXPECTED, STEPS, ending, path_parameters, run_step, step_function
 from components.outputs import claimed
+from components.storage import fetch, is_remote, local_path, new_folder
 
 
 def main(arguments: list[str]) -> int:
@@ -36,19 +39,35 @@ def _run(step: str, options: list[str]) -> dict[str, float]:
     """The metrics of the step, run with the options a person gave."""
     parameters = path_parameters(step_function(step))
     parser = argparse.ArgumentParser(prog=f"python -m components {step}")
-    parser.add_argument("--settings", type=Path, help=f"a YAML file with the keys below `{step}:`")
+    parser.add_argument("--settings", help=f"a YAML file with the keys below `{step}:`")
     for name, optional in parameters.items():
-        parser.add_argument(f"--{name}", type=Path, required=not optional)
-    chosen = vars(parser.parse_args(options))
-    settings = _read(chosen.pop("settings"))
+        parser.add_argument(f"--{name}", required=not optional)
+    chosen: dict[str, str | None] = vars(parser.parse_args(options))
+    settings = _read(_input("settings", chosen.pop("settings")))
     *inputs, output = parameters
-    for name in inputs:
-        if chosen[name] is not None and not chosen[name].exists():
-            raise InputError(f"--{name} is {chosen[name]}; no such file or folder.")
-    folder = chosen[output].with_name(chosen[output].name + ".metrics")
-    with claimed(step, chosen[output], f"--{output}") as place:
-        paths = chosen | {output: place}
-        return run_step(step, settings, paths, metrics_file=folder / "metrics.json", task=step)
+    paths = {name: _input(name, chosen[name]) for name in inputs}
+    address = str(chosen[output])
+    with claimed(step, address, f"--{output}") as place, _metrics_folder(address) as folder:
+        return run_step(step, settings, {**paths, output: place}, metrics_file=folder / "metrics.json", task=step)
+
+
+def _input(option: str, address: str | None) -> Path | None:
+    """What an option names, as a local path; None where it was left out. Raises InputError when nothing is there."""
+    try:
+        return None if address is None else fetch(address)
+    except InputError as error:
+        raise InputError(f"--{option}: {error}") from None
+
+
+@contextmanager
+def _metrics_folder(address: str) -> Iterator[Path]:
+    """Where the numbers of the step are left: beside its output, on gs:// when the step has ended."""
+    beside = address.rstrip("/") + ".metrics"
+    if is_remote(address):
+        with new_folder(beside) as folder:
+            yield folder
+    else:
+        yield local_path(beside)
 
 
 def _read(path: Path | None) -> dict[str, Any]:
@@ -59,8 +78,6 @@ def _read(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"--settings is {path}; no such file.") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML: {error}.") from None
     if not isinstance(values, dict):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from components.launch import EXPECTED, ending
+from components.storage import refuse_remote
 
 app = typer.Typer(
     help="RLHF on Kubeflow: from raw human feedback to an aligned, evaluated, deployed model.",
@@ -18,14 +19,16 @@ app = typer.Typer(
 )
 
 Configs = Annotated[
-    list[Path],
-    typer.Option("--config", "-c", help="YAML file, or demo, hh, default, ...; give it again for overlays."),
+    list[str],
+    typer.Option("--config", "-c", help="YAML file, also on gs://, or demo, hh, ...; give it again for overlays."),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as rl.algorithm.kl_coef=0.02."),
 ]
-ServingDir = Annotated[Path, typer.Option("--dir", help="The folder that deploy publishes to.")]
+ServingDir = Annotated[str, typer.Option("--dir", help="The folder that deploy publishes to.")]
+LOCAL_RUNS = "where the runner's processes, its cache and its database can write"
+RunsDir = Annotated[str, typer.Option(help="Where runs, cache and tracking lie.")]
 
 
 def main() -> None:
@@ -42,7 +45,7 @@ def main() -> None:
 def run(
     config: Configs,
     overrides: Overrides = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs, cache and tracking lie.")] = Path("runs"),
+    runs_dir: RunsDir = "runs",
 ) -> None:
     """Run the whole pipeline on this machine."""
     from pipeline.dag import build
@@ -53,6 +56,7 @@ def run(
     from pipeline.promotion import anchored
     from pipeline.screen import Screen
 
+    place = refuse_remote(runs_dir, "--runs-dir", LOCAL_RUNS)
     settings = anchored(resolve(config, overrides or ()))
     plan = Plan(
         pipeline=build(settings, fingerprints=fingerprints(settings)),
@@ -60,14 +64,14 @@ def run(
         tasks=settings.tasks(),
         settings=settings.model_dump(mode="json", exclude_none=True),
     )
-    raise typer.Exit(run_locally(plan, runs_dir, Screen()))
+    raise typer.Exit(run_locally(plan, place, Screen()))
 
 
 @app.command("compile")
 def compile_(
     overrides: Overrides = None,
-    config: Configs = [Path("default")],  # noqa: B006  # typer reads it, nobody changes it
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("pipeline.yaml"),
+    config: Configs = ["default"],  # noqa: B006  # typer reads it, nobody changes it
+    output: Annotated[str, typer.Option("--output", "-o", help="The file to write, also on gs://.")] = "pipeline.yaml",
 ) -> None:
     """Write the pipeline as YAML for a Kubeflow cluster."""
     from pipeline.overrides import resolve
@@ -89,27 +93,27 @@ def show_config(config: Configs, overrides: Overrides = None) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    out: Annotated[str, typer.Option(help="The folder to write, also on gs://.")],
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other rows of the same world.")] = 0,
 ) -> None:
     """Write the demo world's files, in the formats that your own data can have."""
-    _alone("demo", {"seed": seed}, raw=out)
+    _alone("demo", {"seed": seed}, "raw", out)
 
 
 @app.command()
 def base(
-    text: Annotated[Path, typer.Option(help=".txt with blank lines between documents, or .jsonl.")],
-    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    text: Annotated[str, typer.Option(help=".txt with blank lines between documents, or .jsonl; also on gs://.")],
+    out: Annotated[str, typer.Option(help="The model folder to write, also on gs://.")],
     size: Annotated[str, typer.Option(help="About so many parameters: 1m, 3m, 7m or 40m.")] = "1m",
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Train a small base model, with its tokenizer, from your own text."""
-    _alone("base", {"text": str(text), "size": size, "seed": seed}, raw=None, data=out.parent, base=out)
+    _alone("base", {"text": text, "size": size, "seed": seed}, "base", out, raw=None, data=Path())
 
 
 @app.command()
 def serve(
-    serving: ServingDir = Path("serving"),
+    serving: ServingDir = "serving",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
 ) -> None:
@@ -121,8 +125,8 @@ def serve(
 
 @app.command()
 def rollback(
-    serving: ServingDir = Path("serving"),
-    runs_dir: Annotated[Path, typer.Option(help="Where runs and their tracking lie.")] = Path("runs"),
+    serving: ServingDir = "serving",
+    runs_dir: RunsDir = "runs",
 ) -> None:
     """Serve the version again that was served before; once more switches forth again."""
     from components.serving.folder import name_champion
@@ -130,9 +134,10 @@ def rollback(
     from pipeline.ledger import registry_environment
     from pipeline.surroundings import environment
 
+    place = refuse_remote(runs_dir, "--runs-dir", LOCAL_RUNS)
     served = switch_back(serving)
     print(f"{serving} serves {served.version}")
-    with environment(registry_environment(runs_dir)):
+    with environment(registry_environment(place)):
         number = name_champion(served)
     if number is None:
         print(
@@ -185,22 +190,20 @@ def conformance(
         raise typer.Exit(1)
 
 
-def _alone(step: str, settings: dict[str, Any], **paths: Path | None) -> None:
-    """Run one step outside a pipeline and say what it wrote and measured."""
+def _alone(step: str, settings: dict[str, Any], output: str, out: str, **inputs: Path | None) -> None:
+    """Run one step outside a pipeline, its output at the address `out`; say what it wrote and measured."""
     from components.launch import run_step
     from components.outbox import UNSENT_FILE
     from components.outputs import claimed
 
-    name, folder = list(paths.items())[-1]
-    assert folder is not None
     scratch = Path(tempfile.mkdtemp(prefix="plumbline-"))
     try:
-        with claimed(step, folder, "--out") as place:
-            written = {**paths, name: place}
-            metrics = run_step(step, settings, written, metrics_file=scratch / "metrics.json", task=step)
+        with claimed(step, out, "--out") as place:
+            paths = {**inputs, output: place}
+            metrics = run_step(step, settings, paths, metrics_file=scratch / "metrics.json", task=step)
     finally:
         if not (scratch / UNSENT_FILE).exists():  # which a warning has named
             shutil.rmtree(scratch)
     for metric, value in metrics.items():
         print(f"{metric:<28}{value:.6g}")
-    print(f"wrote {folder}")
+    print(f"wrote {out}")

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from components.errors import InputError
 from components.parsing import Key, members, parse, tag_field, tagged
+from components.storage import fetch, is_remote, local_path
 from pipeline.documents import read_document, read_value
 from pipeline.settings import TASKS, Settings
 
@@ -22,29 +23,34 @@ COMMAND_LINE = "on the command line"
 CONFIGS = Path(__file__).parent / "configs"
 
 
-def resolve(files: Sequence[Path], overrides: Sequence[str] = ()) -> Settings:
+def resolve(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Settings:
     """The settings that the files and the overrides describe together.
 
     Raises InputError for a missing or malformed file, and for a key that is unknown or has a value of the
     wrong type or range: it names the key, the value, where it was set and what is accepted.
     """
     layers = _Layers()
-    for path in files:
-        found = find_config(path)
-        layers.add(read_document(found), f"in {found}")
+    for name in map(str, files):
+        found = find_config(name)
+        layers.add(read_document(found), f"in {name if is_remote(name) else found}")
     layers.add(_tree(overrides), COMMAND_LINE)
     return parse(Settings, _seeded(layers.tree), origin=layers.origin)
 
 
-def find_config(path: Path) -> Path:
-    """The file itself, or the packaged configuration of that name (`demo`). Raises InputError for neither."""
+def find_config(name: str) -> Path:
+    """The file itself, fetched from gs://, or the packaged configuration of that name (`demo`).
+
+    Raises InputError for none of them.
+    """
+    if is_remote(name):
+        return fetch(name)
+    path, packaged = local_path(name), CONFIGS / f"{name}.yaml"
     if path.is_file():  # a folder of a configuration's name does not hide it
         return path
-    packaged = CONFIGS / f"{path}.yaml"
     if packaged.is_file():
         return packaged
     names = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.yaml")))
-    raise InputError(f"{path}: no such configuration file; accepted: a YAML file, or one of ours by name: {names}.")
+    raise InputError(f"{name}: no such configuration file; accepted: a YAML file, or one of ours by name: {names}.")
 
 
 @dataclass

@@ -6,6 +6,7 @@ from pathlib import Path
 from kfp.compiler import Compiler
 
 from components.errors import InputError
+from components.storage import put_text
 from pipeline.dag import build
 from pipeline.resources import equip
 from pipeline.settings import Settings
@@ -13,18 +14,17 @@ from pipeline.settings import Settings
 HEADER = ("# PIPELINE DEFINITION", "# Name:", "# Description:")
 
 
-def write_package(settings: Settings, path: Path) -> None:
-    """Compile the pipeline of the settings into a file that depends on them and the code alone.
+def write_package(settings: Settings, address: str | Path) -> None:
+    """Compile the pipeline of the settings into a file, here or on gs://, that depends on them and the code alone.
 
     kfp's header lists the defaults in an order that differs from process to process; that part is left out, and
     the defaults are in the document itself. Raises InputError for a name that is not YAML's.
     """
-    if path.suffix not in (".yaml", ".yml"):
-        raise InputError(f"--output is {path}; accepted: a name that ends in .yaml.")
+    if not str(address).endswith((".yaml", ".yml")):
+        raise InputError(f"--output is {address}; accepted: a name that ends in .yaml.")
     with tempfile.TemporaryDirectory(prefix="plumbline-") as scratch:
         raw = Path(scratch) / "pipeline.yaml"
         Compiler().compile(build(settings, equip=equip(settings)), str(raw))
         lines = raw.read_text(encoding="utf-8").splitlines(keepends=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept = [line for line in lines if not line.startswith("#") or line.startswith(HEADER)]
-    path.write_text("".join(kept), encoding="utf-8")
+    put_text("".join(kept), str(address))

@@ -54,7 +54,7 @@ def _is_published(path: Path) -> bool:
     if is_remote(release["uri"]):
         return True
     version = Path(release["uri"])
-    pointer = json.loads(get_text(str(version.parent.parent / "candidate.json")) or "{}")
+    pointer = json.loads(get_text(str(version.parent.parent / "candidate.json")).content or "{}")
     return bool(pointer["digest"] == release["digest"] == verify_manifest(version))
 
 

@@ -32,8 +32,11 @@ from components.rl.settings import RLSettings
 from components.rl.stream import Stream
 from components.rl.types import Batch, Forward, Learner, Rollout, Source, micro_rows
 from components.settings import Compute, Generation, Optimizer, Training
+from components.storage import patience
+from components.storage.patience import Patience
 from components.tokens import encode_prompt
 from components.updates import Updater
+from object_store import ObjectStore
 from starts import Starts
 from tiny_models import make_data, make_policy, make_scalar, make_tokenizer
 
@@ -112,14 +115,39 @@ def emulator() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(params=["local", "gs"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An address under which a test may write: a folder, or a folder of the bucket."""
-    if request.param == "local":
-        return str(tmp_path / "store")
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", request.getfixturevalue("emulator"))
-    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
+@pytest.fixture
+def reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Lets gs:// mean the server at an address, with little patience and a cache of its own."""
+
+    def turn_to(address: str) -> None:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(patience, "PATIENCE", Patience(initial_s=0.001, maximum_s=0.01, total_s=20, silence_s=5))
+
+    return turn_to
+
+
+@pytest.fixture
+def bucket(emulator: str, reach: Callable[[str], None], tmp_path: Path) -> str:
+    """A folder of the emulator's bucket for one test."""
+    reach(emulator)
     return f"gs://feedback/{tmp_path.name}"
+
+
+@pytest.fixture(params=["local", "gs"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An address under which a test may write: a folder, or a folder of the bucket."""
+    return str(tmp_path / "store") if request.param == "local" else str(request.getfixturevalue("bucket"))
+
+
+@pytest.fixture
+def object_store(reach: Callable[[str], None]) -> Iterator[ObjectStore]:
+    """A stand-in for Cloud Storage that knows generations, with one bucket, gs://bucket."""
+    server = ObjectStore()
+    reach(server.address)
+    yield server
+    server.close()
 
 
 class WordScorer:

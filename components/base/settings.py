@@ -15,8 +15,8 @@ class BaseSettings(StepSettings):
     model: str = ""
     """A Hugging Face model name, a local folder or a gs:// address; empty trains a small model from text."""
     text: str = ""
-    """A file to train it from, looked for among the raw data first: .jsonl of strings, {text} or {prompt,
-    response}, or plain text with blank lines between documents. Empty takes the training rows of the data."""
+    """A file to train it from, looked for among the raw data first, local or gs://: .jsonl of strings, {text} or
+    {prompt, response}, or plain text with blank lines between documents. Empty takes the training rows of the data."""
     size: Size = "1m"
     """Size of the model trained from text: about so many parameters."""
     vocab_size: int = Field(2048, ge=300)

@@ -10,8 +10,8 @@ from components.deploy.settings import DeploySettings, KServe
 from components.errors import InputError
 from components.registry import promote
 from components.release import Deployment, Release
-from components.serving.folder import publish
-from components.storage import fetch, is_remote, local_path
+from components.serving.folder import WATCHED, publish
+from components.storage import fetch, is_remote, refuse_remote
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,7 @@ def run(settings: DeploySettings, *, release: Path, deployment: Path) -> Metrics
 
 def _locally(release: Release, serving_dir: str) -> Deployment:
     """Fetch the version, place it in the serving folder and switch to it."""
-    if is_remote(serving_dir):
-        raise InputError(
-            f"deploy.serving_dir is {serving_dir!r}; accepted: a local folder, which a server can watch."
-        )
-    folder = local_path(serving_dir).absolute()
+    folder = refuse_remote(serving_dir, "deploy.serving_dir", WATCHED).absolute()
     with tempfile.TemporaryDirectory(prefix="plumbline-") as scratch:
         source = fetch(release.uri, into=Path(scratch))
         _check(release, source)

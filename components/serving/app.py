@@ -14,12 +14,12 @@ from starlette.exceptions import HTTPException
 
 from components.errors import InputError
 from components.serving.answers import answer, chat_order, text_order
-from components.serving.folder import POINTER
+from components.serving.folder import POINTER, WATCHED
 from components.serving.model import ServedModel, Stage, load_folder
 from components.serving.protocol import ApiError, ChatBody, TextBody
 from components.serving.watcher import Watcher
 from components.serving.worker import Worker
-from components.storage import local_path
+from components.storage import refuse_remote
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000) -> None
     """
     import uvicorn
 
+    folder = refuse_remote(str(folder), "--dir", WATCHED)
     listener = listen(host, port)
-    folder = local_path(str(folder))
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("components").setLevel(logging.INFO)
     with listener:

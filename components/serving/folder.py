@@ -15,12 +15,13 @@ from components.artifacts import read_json, read_manifest, verify_manifest, writ
 from components.errors import InputError
 from components.registry import promote
 from components.release import version_of
-from components.storage import local_path, put_folder
+from components.storage import put_folder, refuse_remote
 
 logger = logging.getLogger(__name__)
 
 POINTER = "current.json"
 VERSIONS = "versions"
+WATCHED = "which a server can watch"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def rollback(folder: str | Path) -> Pointer:
 
     Raises InputError when there is none, or when its files were altered.
     """
-    folder = local_path(str(folder))
+    folder = refuse_remote(str(folder), "--dir", WATCHED)
     current = read_pointer(folder)
     if current.previous is None:
         raise InputError(f"{folder}: {current.version} is the first version deployed there; nothing to go back to.")

@@ -16,7 +16,7 @@ from components.artifacts import MANIFEST, Metrics, ModelCard, read_json, verify
 from components.errors import InputError
 from components.registry import register
 from components.release import Release, version_of
-from components.storage import get_text, is_remote, local_path, put_folder, put_text
+from components.storage import get_text, is_remote, local_path, put_folder, update_text
 from components.upload.card import model_card
 from components.upload.settings import UploadSettings
 
@@ -100,26 +100,33 @@ def _is_published(version: Release, place: str) -> bool:
     """Whether the version is there as a whole already.
 
     A local one is read again. On gs:// an interrupted upload leaves some of the files, and only a version
-    that the pointer has named is known to be whole; the rest is simply written again.
+    that the pointer has named is known to be whole; of any other the files that are missing or differ are written.
     """
     if not is_remote(version.uri):
         try:
             return verify_manifest(Path(version.uri)) == version.digest
         except InputError:
             return False
-    pointer = json.loads(get_text(f"{place}/candidate.json") or "{}")
-    return bool(pointer.get("digest") == version.digest)
+    return _names(get_text(f"{place}/candidate.json").content, version)
 
 
 def _point(version: Release, place: str) -> None:
-    """Name the version in the pointer, unless it is named there."""
-    address = f"{place}/candidate.json"
-    if json.loads(get_text(address) or "{}").get("digest") == version.digest:
-        return
-    pointer = {
-        "version": version.version,
-        "digest": version.digest,
-        "uri": version.uri,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    put_text(json.dumps(pointer, indent=2) + "\n", address)
+    """Name the version in the pointer, unless it is named there; of two uploads at once the later one is the newest."""
+
+    def named(pointer: str | None) -> str | None:
+        if _names(pointer, version):
+            return None
+        fields = {
+            "version": version.version,
+            "digest": version.digest,
+            "uri": version.uri,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        return json.dumps(fields, indent=2) + "\n"
+
+    update_text(f"{place}/candidate.json", named)
+
+
+def _names(pointer: str | None, version: Release) -> bool:
+    """Whether the content of the pointer names the version."""
+    return bool(json.loads(pointer or "{}").get("digest") == version.digest)

@@ -15,6 +15,7 @@ from components.preprocess.settings import PreprocessSettings
 from components.preprocess.sources import locate, read_rows
 from components.preprocess.step import run
 from components.records import KINDS, SPLITS, Message, Preference, normalized
+from components.storage import put_text
 
 
 def preprocess(folder: Path, raw: Path | None = None, **settings: Any) -> tuple[DataDir, Metrics]:
@@ -261,28 +262,11 @@ def test_sources_are_one_path_a_list_of_paths_or_groups_and_survive_a_dump_witho
     assert PreprocessSettings.model_validate(many.model_dump(mode="json", exclude_none=True)) == many
 
 
-def test_a_source_on_gs_is_copied_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
-    from gcp_storage_emulator.server import create_server
-    from google.auth.credentials import AnonymousCredentials
-    from google.cloud import storage
-
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
-    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
-    server = create_server("localhost", port, in_memory=True, default_bucket="bucket")
-    server.start()
-    try:
-        bucket = storage.Client(project="test", credentials=AnonymousCredentials()).bucket("bucket")
-        bucket.blob("feedback/pairs.jsonl").upload_from_string(json.dumps(pair(1)) + "\n")
-        data, _ = preprocess(tmp_path, preferences="gs://bucket/feedback/pairs.jsonl")
-        with pytest.raises(InputError, match=r"preferences\[0\]\.path: gs://bucket/nothing: no object there"):
-            preprocess(tmp_path, preferences="gs://bucket/nothing")
-    finally:
-        server.stop()
+def test_a_source_on_gs_is_copied_and_read(bucket: str, tmp_path: Path) -> None:
+    put_text(json.dumps(pair(1)) + "\n", f"{bucket}/feedback/pairs.jsonl")
+    data, _ = preprocess(tmp_path, preferences=f"{bucket}/feedback/pairs.jsonl")
+    with pytest.raises(InputError, match=rf"preferences\[0\]\.path: {bucket}/nothing: no object there"):
+        preprocess(tmp_path, preferences=f"{bucket}/nothing")
     assert [row.source for row in both_splits(data, "preferences")] == ["pairs.jsonl:1"]
 
 

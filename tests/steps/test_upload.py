@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from components.registry import promote, register
 from components.storage import get_text, put_text
 from components.upload import step
 from components.upload.settings import UploadSettings
+from object_store import ObjectStore
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +135,7 @@ def test_a_reward_model_is_not_published(settings: UploadSettings, model: Path, 
         step.run(settings, model=model, report=report, release=tmp_path / "release")
 
 
-@pytest.mark.parametrize("broken", ["put_folder", "register", "put_text"])
+@pytest.mark.parametrize("broken", ["put_folder", "register", "update_text"])
 def test_a_failure_in_the_middle_leaves_the_old_pointer_and_the_next_try_succeeds(
     settings: UploadSettings,
     model: Path,
@@ -174,34 +174,37 @@ def test_a_damaged_version_is_published_anew(
     assert verify_manifest(place) == read_json(tmp_path / "again" / "release.json")["digest"]
 
 
-def test_a_version_goes_to_object_storage_and_is_written_again_unless_the_pointer_names_it(
-    model: Path, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_version_goes_to_object_storage_and_is_mended_unless_the_pointer_names_it(
+    object_store: ObjectStore, model: Path, report: Path, tmp_path: Path
 ) -> None:
-    from gcp_storage_emulator.server import create_server
-    from google.cloud import storage
+    settings = UploadSettings(registry="gs://bucket/models/", name="tiny")
+    step.run(settings, model=model, report=report, release=tmp_path / "release")
+    release = read_json(tmp_path / "release" / "release.json")
+    assert release["uri"] == f"gs://bucket/models/tiny/versions/{release['version']}"
+    address = "gs://bucket/models/tiny/candidate.json"
+    assert json.loads(get_text(address).content or "")["digest"] == release["digest"]
+    weights = f"models/tiny/versions/{release['version']}/model.safetensors"
+    assert object_store.entries[weights].content == (model / "model.safetensors").read_bytes()
+    assert step.run(settings, model=model, report=report, release=tmp_path / "a")["upload/new"] == 0.0
+    put_text("{}", address)  # as if the upload had been interrupted before the pointer
+    del object_store.entries[weights]
+    object_store.asked.clear()
+    assert step.run(settings, model=model, report=report, release=tmp_path / "b")["upload/new"] == 1.0
+    written = [name for method, name, _ in object_store.asked if method == "POST"]
+    assert written == [weights, "models/tiny/candidate.json"]
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
-    server.start()
-    try:
-        settings = UploadSettings(registry="gs://bucket/models/", name="tiny")
-        step.run(settings, model=model, report=report, release=tmp_path / "release")
-        release = read_json(tmp_path / "release" / "release.json")
-        assert release["uri"] == f"gs://bucket/models/tiny/versions/{release['version']}"
-        address = "gs://bucket/models/tiny/candidate.json"
-        assert json.loads(get_text(address) or "")["digest"] == release["digest"]
-        bucket = storage.Client().bucket("bucket")
-        weights = f"models/tiny/versions/{release['version']}/model.safetensors"
-        assert bucket.blob(weights).download_as_bytes() == (model / "model.safetensors").read_bytes()
-        assert step.run(settings, model=model, report=report, release=tmp_path / "a")["upload/new"] == 0.0
-        put_text("{}", address)  # as if the upload had been interrupted before the pointer
-        bucket.blob(weights).delete()
-        assert step.run(settings, model=model, report=report, release=tmp_path / "b")["upload/new"] == 1.0
-        assert bucket.blob(weights).exists()
-    finally:
-        server.stop()
+
+def test_of_two_uploads_at_once_both_versions_are_whole_and_the_later_one_is_the_candidate(
+    object_store: ObjectStore, model: Path, report: Path, tmp_path: Path
+) -> None:
+    settings = UploadSettings(registry="gs://bucket/models", name="tiny")
+    pointer = "models/tiny/candidate.json"
+    object_store.meanwhile["POST", pointer] = lambda: object_store.write(pointer, b'{"digest": "of the other upload"}')
+    step.run(settings, model=model, report=report, release=tmp_path / "release")
+    release = read_json(tmp_path / "release" / "release.json")
+    assert json.loads(object_store.entries[pointer].content)["digest"] == release["digest"]
+    writes = [name for method, name, _ in object_store.asked if (method, name) == ("POST", pointer)]
+    assert len(writes) == 2  # the first was refused: it would have replaced a pointer that was never read
 
 
 def test_the_registry_has_one_version_per_digest_and_two_aliases(

@@ -84,23 +84,19 @@ def test_a_checkpoint_with_a_missing_file_is_passed_over(name: str, store: str) 
     assert found is not None and found.update == 1
 
 
-def test_an_upload_that_was_killed_is_no_checkpoint(
-    emulator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_upload_that_was_killed_is_no_checkpoint(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from google.cloud.storage import Blob
 
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
-    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
-    place, upload = f"gs://feedback/{tmp_path.name}", Blob.upload_from_filename
+    place, upload = bucket, Blob.upload_from_string
     saved(place, 1)
 
-    def killed(blob: Blob, path: str) -> None:
-        if path.endswith("digests.json"):
+    def killed(blob: Blob, *content: object, **options: object) -> None:
+        if blob.name.endswith("00000002/digests.json"):
             raise KeyboardInterrupt
-        upload(blob, path)
+        upload(blob, *content, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Blob, "upload_from_filename", killed)
+        patch.setattr(Blob, "upload_from_string", killed)
         with pytest.raises(KeyboardInterrupt):
             saved(place, 2)
     assert names(place) == ["00000001", "00000002"]  # the other files are there

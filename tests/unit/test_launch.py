@@ -195,7 +195,8 @@ def test_one_step_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_by_hand_a_missing_input_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preprocess", "--raw", str(tmp_path / "nothing"), "--data", str(tmp_path / "data")]) == 2
-    assert capsys.readouterr().err == f"error: --raw is {tmp_path / 'nothing'}; no such file or folder.\n"
+    message = f"error: --raw: {tmp_path / 'nothing'}: no such file or folder (looked in {Path.cwd()}).\n"
+    assert capsys.readouterr().err == message
 
 
 def test_by_hand_without_a_step_the_steps_are_listed() -> None:

@@ -308,7 +308,7 @@ def test_an_import_across_layers_is_objected_to(path: str, source: str) -> None:
         ("components/sft/settings.py", "from components.settings import StepSettings"),
         ("components/models.py", "import torch\nfrom components.artifacts import ModelCard"),
         ("components/artifacts.py", "def f():\n    import pyarrow"),
-        ("components/storage.py", "import typing\nif typing.TYPE_CHECKING:\n    import pandas"),
+        ("components/storage/__init__.py", "import typing\nif typing.TYPE_CHECKING:\n    import pandas"),
         ("components/sft/step.py", "import torch\nfrom . import rows\nfrom components.sft.settings import A"),
         ("components/launch.py", "import importlib\nimportlib.import_module(f'components.{name}.step')"),
         ("components/sft/component.py", "import kfp\ndef sft():\n    from components.launch import launch"),
