@@ -229,7 +229,7 @@ def test_what_was_noted_and_is_damaged_on_disk_is_fetched_anew(object_store: Obj
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"weights.bin", ".weights.bin.lock"}
 
 
-def test_a_line_of_the_note_that_was_being_written_counts_for_nothing(object_store: ObjectStore, tmp_path: Path) -> None:
+def test_a_line_of_the_note_that_was_cut_off_counts_for_nothing(object_store: ObjectStore, tmp_path: Path) -> None:
     data = random.Random(2).randbytes(3 * BLOCK)
     entry = object_store.write("weights.bin", data)
     header = f'{{"object": "gs://bucket/weights.bin", "generation": {entry.generation}}}'
