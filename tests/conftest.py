@@ -123,7 +123,7 @@ def reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], No
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr(patience, "PATIENCE", Patience(initial_s=0.001, maximum_s=0.01, total_s=20, silence_s=5))
+        monkeypatch.setattr(patience, "PATIENCE", Patience(initial_s=0.001, maximum_s=0.01, total_s=120, silence_s=30))
 
     return turn_to
 

@@ -149,6 +149,18 @@ def test_without_a_cache_to_write_to_a_download_goes_to_a_temporary_folder(
     assert read(found) == {"a.txt": b"a"}  # who reads it there goes on reading the same
 
 
+@pytest.mark.parametrize("fault", ["cut", "short"])
+def test_an_answer_that_ends_early_is_continued_from_where_it_ended(
+    object_store: ObjectStore, harmed: Callable[..., FaultProxy], tmp_path: Path, fault: str
+) -> None:
+    data = random.Random(5).randbytes(BLOCK)
+    object_store.write("weights.bin", data)
+    harmed(object_store.address, lambda request, before: fault if "bytes=0-" in request else None)
+    assert fetch("gs://bucket/weights.bin", into=tmp_path).read_bytes() == data
+    ranges = [detail for _, _, detail in object_store.asked if detail.startswith("bytes=")]
+    assert ranges == [f"bytes=0-{BLOCK - 1}", f"bytes={BLOCK // 2}-{BLOCK - 1}"]
+
+
 @pytest.mark.parametrize("fault", ["503", "lost", "cut", "short", "damaged"])
 def test_a_download_that_never_succeeds_is_one_message_and_leaves_nothing_under_the_name(
     object_store: ObjectStore, harmed: Callable[..., FaultProxy], tmp_path: Path, fault: str,
@@ -211,10 +223,20 @@ def test_what_was_noted_and_is_damaged_on_disk_is_fetched_anew(object_store: Obj
     entry = object_store.write("weights.bin", data)
     header = f'{{"object": "gs://bucket/weights.bin", "generation": {entry.generation}}}'
     (tmp_path / ".weights.bin.part").write_bytes(bytes(3 * BLOCK))
-    (tmp_path / ".weights.bin.part.jsonl").write_text(f"{header}\n0\n{BLOCK}\n2621")  # the last line was cut off
+    (tmp_path / ".weights.bin.part.jsonl").write_text(f"{header}\n0\n{BLOCK}\n")
     assert fetch("gs://bucket/weights.bin", into=tmp_path).read_bytes() == data
     assert len([1 for _, _, detail in object_store.asked if detail.startswith("bytes=")]) == 1 + 3
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"weights.bin", ".weights.bin.lock"}
+
+
+def test_a_line_of_the_note_that_was_cut_off_counts_for_nothing(object_store: ObjectStore, tmp_path: Path) -> None:
+    data = random.Random(2).randbytes(3 * BLOCK)
+    entry = object_store.write("weights.bin", data)
+    header = f'{{"object": "gs://bucket/weights.bin", "generation": {entry.generation}}}'
+    (tmp_path / ".weights.bin.part").write_bytes(data[:BLOCK] + bytes(2 * BLOCK))
+    (tmp_path / ".weights.bin.part.jsonl").write_text(f"{header}\n0\n{BLOCK}")  # of a larger number, it may be
+    assert fetch("gs://bucket/weights.bin", into=tmp_path).read_bytes() == data
+    assert len([1 for _, _, detail in object_store.asked if detail.startswith("bytes=")]) == 2
 
 
 def test_another_generation_starts_anew(object_store: ObjectStore, tmp_path: Path) -> None:
