@@ -2,7 +2,8 @@
 
 `candidate` is the version uploaded last, `champion` the one deployed last. A version is found again by its
 digest, so registering the same model twice gives the same version. Without MLFLOW_TRACKING_URI there is no
-registry. A registry that fails costs a warning: what it is told about is published and served without it.
+registry. A registry that fails for half a minute costs a warning: what it is told about is published and served
+without it.
 """
 
 import logging
@@ -11,11 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 from components.errors import InputError
-from components.tracking import PARENT_RUN, without_password
+from components.mlflow_server import ADDRESS, address, client, persist, reason, without_password
+from components.tracking import PARENT_RUN
 
 logger = logging.getLogger(__name__)
 
-ADDRESS = "MLFLOW_TRACKING_URI"
+PATIENCE_S = 30.0
 CANDIDATE = "candidate"
 CHAMPION = "champion"
 DIGEST_TAG = "digest"
@@ -63,15 +65,12 @@ def _attempt(action: Callable[[Any], str | None], consequence: str) -> str | Non
     if not os.environ.get(ADDRESS):
         logger.info("%s is unset: %s in MLflow", ADDRESS, consequence)
         return None
-    import mlflow
-
     try:
-        return action(mlflow.MlflowClient())
+        return persist(lambda: action(client()), PATIENCE_S)
     except InputError:
         raise
-    except Exception as error:  # as in components.tracking: what was published must be served all the same
-        address, reason = without_password(os.environ[ADDRESS]), without_password(error)
-        logger.warning("MLflow at %s failed (%s): %s in MLflow", address, reason, consequence)
+    except Exception as error:  # what was published must be served all the same
+        logger.warning("MLflow at %s failed (%s): %s in MLflow", address(), reason(error), consequence)
         return None
 
 
@@ -105,7 +104,7 @@ def _create(client: Any, name: str, uri: str, digest: str) -> str:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
         raise InputError(
-            f"the MLflow registry at {without_password(os.environ[ADDRESS])} does not accept {uri} as a model's "
+            f"the MLflow registry at {address()} does not accept {uri} as a model's "
             f"source: {without_password(error.message)} Set upload.registry to a gs:// address that the server can "
             "read."
         ) from None

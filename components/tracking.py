@@ -1,29 +1,34 @@
 """Numbers over updates: always to metrics.jsonl, and to an MLflow run where an address is set.
 
 A step's run is nested under the run of the pipeline (`PLUMBLINE_PARENT_RUN`, set by `plumbline run`). Inside
-Kubeflow, MLFLOW_RUN_ID names a run that exists already, and that one is used. Only rank 0 tracks. When MLflow
-fails, training goes on: one warning, and the file has everything.
+Kubeflow, MLFLOW_RUN_ID names a run that exists already, and that one is used. Only rank 0 tracks. A server that
+cannot be reached when tracking starts is an error, unless PLUMBLINE_MLFLOW=optional; one that fails later, the
+pipeline's run being there, is told everything when it answers again (outbox.py), and training goes on.
 """
 
 import json
 import logging
 import os
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.mlflow_run import MAX_BATCH, MlflowRun
+from components.mlflow_run import MlflowRun, final_points
+from components.mlflow_server import ADDRESS, START_S, address, failure_at_start, is_required, persist, reason
+from components.outbox import METRICS_FILE, UNSENT_FILE, Outbox, Record
 from components.termination import Terminated
 
 logger = logging.getLogger(__name__)
 
 PARENT_RUN = "PLUMBLINE_PARENT_RUN"
-METRICS_FILE = "metrics.jsonl"
+THEIR_RUN = "MLFLOW_RUN_ID"
 ALERTS_FILE = "alerts.jsonl"
-FLUSH_S = 5.0
+CLOSE_S = 30.0
+KILLED_CLOSE_S = 5.0
+"""A pod has 30 seconds after SIGTERM, and a checkpoint needs most of them."""
 
 
 class Row(NamedTuple):
@@ -37,63 +42,53 @@ class Row(NamedTuple):
 class Tracker:
     """Where the numbers of one step go while it runs."""
 
-    def __init__(self, folder: Path, run: MlflowRun | None) -> None:
+    def __init__(self, folder: Path, outbox: Outbox | None) -> None:
         self.folder = folder
         self.history: list[Row] = []
         self._file = folder / METRICS_FILE
-        self._run = run
-        self._rows: list[tuple[str, float, int, int]] = []
-        self._flushed_at = time.monotonic()
-        self._update = 0
+        self._outbox = outbox
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run's id; None when nothing is tracked there."""
-        return self._run.run_id if self._run else None
+        """The MLflow run's id; None when there is none, or none yet."""
+        return self._outbox.record.run_id if self._outbox else None
 
     def log_metrics(self, rows: Sequence[Row]) -> None:
-        """Append to metrics.jsonl now and to MLflow with the next batch."""
+        """Append to metrics.jsonl, from which MLflow gets them a few seconds later."""
         with self._file.open("a", encoding="utf-8") as file:
             lines = (json.dumps({"update": row.update, "time": row.time, **row.metrics}) + "\n" for row in rows)
             file.write("".join(lines))
         self.history += rows
-        for row in rows:
-            self._update, at = row.update, round(row.time * 1000)
-            self._rows += [(name, float(value), at, row.update) for name, value in row.metrics.items()]
-        if len(self._rows) >= MAX_BATCH or time.monotonic() - self._flushed_at > FLUSH_S:
-            self.flush()
 
     def log_alert(self, name: str, update: int, message: str) -> None:
         """Append to alerts.jsonl, and tag the MLflow run with the latest alert of this name."""
         with (self.folder / ALERTS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"name": name, "update": update, "message": message}) + "\n")
-        self.attempt(lambda run: run.set_tag(f"alert.{name}", f"at {update}: {message}"))
+        if self._outbox:
+            self._outbox.put("set_tag", f"alert.{name}", f"at {update}: {message}")
 
     def log_artifacts(self, folder: Path) -> None:
-        """Keep a folder of results with the MLflow run."""
-        self.attempt(lambda run: run.log_artifacts(folder, folder.name))
-
-    def flush(self) -> None:
-        """Send what is waiting."""
-        rows, self._rows, self._flushed_at = self._rows, [], time.monotonic()
-        if rows:
-            self.attempt(lambda run: run.log_metrics(rows))
+        """Keep a folder of results, which stays as it is from here on, with the MLflow run."""
+        if self._outbox:
+            self._outbox.put("log_artifacts", str(folder.absolute()), folder.name)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
-        """Send everything, and the step's final numbers."""
-        self.flush()
-        self.attempt(lambda run: run.log_final(metrics, self._update))
+        """The step's final numbers, at its last update, so that MLflow shows them as the values."""
+        if self._outbox:
+            last = max(self.history, key=lambda row: row[:2], default=Row(0, 0.0, {}))
+            self._outbox.put("log_metrics", final_points(metrics, last.update, last.time))
 
-    def attempt(self, action: Callable[[MlflowRun], None]) -> None:
-        """Do something with the MLflow run; the first failure is the last attempt."""
-        if self._run is None:
+    def close(self, status: str) -> None:
+        """Send everything; end the MLflow run as FINISHED, FAILED or KILLED where it was opened here."""
+        if self._outbox is None:
             return
-        try:
-            action(self._run)
-        except Exception as error:  # a tracking server's troubles must not end hours of training
-            reason = without_password(error)
-            logger.warning("MLflow failed (%s); from here on numbers go to %s alone", reason, self._file)
-            self._run = None
+        if not os.environ.get(THEIR_RUN):  # whoever opened the run closes it
+            self._outbox.put("end", status)
+        if left := self._outbox.close(KILLED_CLOSE_S if status == "KILLED" else CLOSE_S):
+            logger.warning(
+                "MLflow at %s lacks numbers of this step (%s). All of them are in %s; when the server answers: "
+                "plumbline track %s", self._outbox.record.address, left, self._file, self.folder,
+            )  # fmt: skip
 
 
 _active: Tracker | None = None
@@ -142,14 +137,19 @@ def log_artifacts(folder: Path) -> None:
 
 @contextmanager
 def track(name: str, settings: Mapping[str, Any], folder: Path) -> Iterator[Tracker]:
-    """The tracker of a step, active until the step ends; its files start anew in `folder`."""
+    """The tracker of a step, active until the step ends; its files start anew in `folder`.
+
+    Raises InputError when MLflow must be reached and cannot be.
+    """
     global _active
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / METRICS_FILE).unlink(missing_ok=True)
-    (folder / ALERTS_FILE).unlink(missing_ok=True)
-    inherited = "MLFLOW_RUN_ID" in os.environ
-    _active = tracker = Tracker(folder, _step_run(name) if _is_first_rank() else None)
-    tracker.attempt(lambda run: run.log_params(settings))
+    for name_of_file in (METRICS_FILE, ALERTS_FILE, UNSENT_FILE):
+        (folder / name_of_file).unlink(missing_ok=True)
+    outbox = _outbox(name, folder) if _is_first_rank() else None
+    _active = tracker = Tracker(folder, outbox)
+    if outbox:
+        outbox.put("log_params", settings)
+        outbox.start()
     status = "FAILED"
     try:
         yield tracker
@@ -159,33 +159,39 @@ def track(name: str, settings: Mapping[str, Any], folder: Path) -> Iterator[Trac
         raise
     finally:
         _active = None
-        tracker.flush()
-        if not inherited:  # whoever opened the run closes it
-            tracker.attempt(lambda run: run.end(status))
+        tracker.close(status)
 
 
-def without_password(shown: object) -> str:
-    """A text to show, such as an address or an error: no address in it names a user or a password.
+def _outbox(name: str, folder: Path) -> Outbox | None:
+    """What a step tells its MLflow run goes through here; None without an address, or without a server if that may be.
 
-    A password may hold any character but white space, so everything up to the last @ goes.
+    Below a pipeline's run the server was there before, so it may come back. Raises InputError when it must be there
+    and is not.
     """
-    return re.sub(r"://(?:[^\s/:@]*:\S*|[^\s/]*)@", "://", str(shown))
-
-
-def _step_run(name: str) -> MlflowRun | None:
-    """The MLflow run of a step: Kubeflow's, or a new one below the pipeline's, or None without an address."""
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
+    if not os.environ.get(ADDRESS):
         return None
+    parent = None if os.environ.get(THEIR_RUN) else os.environ.get(PARENT_RUN)
+    required = is_required()
+    record = Record(address=address(), name=name, start=uuid.uuid4().hex, parent=parent)
     try:
-        if run_id := os.environ.get("MLFLOW_RUN_ID"):
-            return MlflowRun.attach(run_id)
-        if parent := os.environ.get(PARENT_RUN):
-            return MlflowRun.attach(parent).nested(name)
-        return MlflowRun.create(os.environ.get("MLFLOW_EXPERIMENT_NAME", "plumbline"), name)
-    except Exception as error:  # as in Tracker.attempt
-        address, reason = without_password(os.environ["MLFLOW_TRACKING_URI"]), without_password(error)
-        logger.warning("MLflow at %s failed (%s); nothing is tracked there", address, reason)
-        return None
+        run = persist(lambda: _step_run(name, record.start), 0.0 if parent else START_S)
+    except Exception as error:  # MLflow's or the database's own
+        if not parent and required:
+            raise failure_at_start(error) from error
+        outlook = "this step's run is made when it answers" if parent else "nothing is tracked there"
+        logger.warning("MLflow at %s failed (%s); %s", address(), reason(error), outlook)
+        return Outbox(folder, record, None) if parent else None
+    record.run_id = run.run_id
+    return Outbox(folder, record, run)
+
+
+def _step_run(name: str, start: str) -> MlflowRun:
+    """The MLflow run of a step: Kubeflow's, or a new one, below the pipeline's where there is one."""
+    if run_id := os.environ.get(THEIR_RUN):
+        return MlflowRun.attach(run_id)
+    if parent := os.environ.get(PARENT_RUN):
+        return MlflowRun.attach(parent).nested(name, start)
+    return MlflowRun.create(os.environ.get("MLFLOW_EXPERIMENT_NAME", "plumbline"), name, start)
 
 
 def _is_first_rank() -> bool:

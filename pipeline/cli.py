@@ -1,5 +1,6 @@
 """The command line. Every command is a few lines that call something else; nothing here imports torch."""
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -143,6 +144,16 @@ def rollback(
 
 
 @app.command()
+def track(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, such as runs/latest, or of a step.")],
+) -> None:
+    """Send MLflow what it could not be told while a run lasted."""
+    from pipeline.ledger import send_unsent
+
+    send_unsent(folder, print)
+
+
+@app.command()
 def chat(
     url: Annotated[str, typer.Option(help="Address of a server.")] = "http://127.0.0.1:8000",
 ) -> None:
@@ -177,13 +188,19 @@ def conformance(
 def _alone(step: str, settings: dict[str, Any], **paths: Path | None) -> None:
     """Run one step outside a pipeline and say what it wrote and measured."""
     from components.launch import run_step
+    from components.outbox import UNSENT_FILE
     from components.outputs import claimed
 
     name, folder = list(paths.items())[-1]
     assert folder is not None
-    with tempfile.TemporaryDirectory(prefix="plumbline-") as scratch, claimed(step, folder, "--out") as place:
-        written = {**paths, name: place}
-        metrics = run_step(step, settings, written, metrics_file=Path(scratch) / "metrics.json", task=step)
+    scratch = Path(tempfile.mkdtemp(prefix="plumbline-"))
+    try:
+        with claimed(step, folder, "--out") as place:
+            written = {**paths, name: place}
+            metrics = run_step(step, settings, written, metrics_file=scratch / "metrics.json", task=step)
+    finally:
+        if not (scratch / UNSENT_FILE).exists():  # which a warning has named
+            shutil.rmtree(scratch)
     for metric, value in metrics.items():
         print(f"{metric:<28}{value:.6g}")
     print(f"wrote {folder}")

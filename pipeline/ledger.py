@@ -2,16 +2,30 @@
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from components.mlflow_run import MlflowRun
-from components.tracking import PARENT_RUN, without_password
-from pipeline.runs import RunFolder
+from components.errors import InputError
+from components.mlflow_run import MlflowRun, final_points
+from components.mlflow_server import (
+    ADDRESS,
+    START_S,
+    failure,
+    failure_at_start,
+    is_required,
+    persist,
+    reason,
+    without_password,
+)  # fmt: skip
+from components.outbox import UNSENT_FILE, Outbox, Record, send
+from components.tracking import PARENT_RUN
+from pipeline.runs import RunFolder, shown
 from pipeline.summary import Result
+from pipeline.surroundings import environment
 
-ADDRESS = "MLFLOW_TRACKING_URI"
 END = {"succeeded": "FINISHED", "rejected": "FINISHED", "failed": "FAILED"}
+CLOSE_S = 30.0
 
 
 def registry_environment(runs_dir: Path) -> dict[str, str]:
@@ -21,55 +35,67 @@ def registry_environment(runs_dir: Path) -> dict[str, str]:
 
 
 class Ledger:
-    """Keeps the books of a run in MLflow. Where MLflow fails, it says so once and the run goes on."""
+    """Keeps the books of a run in MLflow.
+
+    A server that a person named must answer at the start, unless PLUMBLINE_MLFLOW=optional. What fails later is done
+    again when the server answers; what is left at the end is kept, and told once.
+    """
 
     def __init__(self, runs_dir: Path, warn: Callable[[str], None]) -> None:
         self._warn = warn
-        self._artifacts = None if os.environ.get(ADDRESS) else runs_dir / "mlflow-artifacts"
+        self._named = bool(os.environ.get(ADDRESS))
+        self._artifacts = None if self._named else runs_dir / "mlflow-artifacts"
         self.address = os.environ.get(ADDRESS) or f"sqlite:///{runs_dir / 'mlflow.db'}"
         self.run: MlflowRun | None = None
+        self._outbox: Outbox | None = None
 
     def open(self, experiment: str, folder: RunFolder, settings: Mapping[str, Any]) -> None:
-        """Start the parent run. The address must be in the environment by now."""
+        """Start the parent run. The address must be in the environment by now.
 
-        def create() -> None:
-            self.run = MlflowRun.create(experiment, folder.run_id, self._artifacts)
-            self.run.log_params(settings)
-
-        self._attempt(create)
+        Raises InputError when a server that must answer does not.
+        """
+        name, required = folder.run_id, self._named and is_required()
+        try:
+            self.run = persist(lambda: MlflowRun.create(experiment, name, name, self._artifacts), START_S)
+        except Exception as error:  # MLflow's or the database's own
+            if required:
+                raise failure_at_start(error) from error
+            self._say(f"failed ({reason(error)}); this run is not tracked there")
+            return
+        record = Record(address=without_password(self.address), name=name, start=name, run_id=self.run.run_id)
+        self._outbox = Outbox(folder.path, record, self.run, lambda text: self._warn(f"warning: {text}"))
+        self._outbox.put("log_params", settings)
+        self._outbox.start()
 
     def environment(self) -> dict[str, str]:
-        """What the steps need to know to track below this run."""
-        return {PARENT_RUN: self.run.run_id} if self.run else {}
+        """What the steps need to know to track below this run, or that they are not to track."""
+        return {PARENT_RUN: self.run.run_id} if self.run else {ADDRESS: ""}
 
     def cached(self, result: Result) -> None:
         """A step that was taken from the cache gets a run too, with its numbers and a tag."""
-
-        def write(run: MlflowRun) -> None:
-            nested = run.nested(result.task)
-            nested.set_tag("plumbline.cached", "true")
-            nested.log_final(result.metrics)
-            nested.end("FINISHED")
-
-        if self.run is not None:
-            run = self.run
-            self._attempt(lambda: write(run))
+        if self._outbox is not None:
+            start = f"{self._outbox.record.start}/{result.task}"
+            self._outbox.put("log_cached", result.task, start, final_points(result.metrics))
 
     def close(self, folder: RunFolder, status: str) -> None:
-        """Keep settings and summary with the run and end it."""
-
-        def write(run: MlflowRun) -> None:
-            run.set_tag("plumbline.status", status)
-            run.log_artifacts(folder.path / "settings.yaml")
-            run.log_artifacts(folder.summary)
-            run.end(END[status])
-
-        if self.run is not None:
-            run = self.run
-            self._attempt(lambda: write(run))
+        """Send what the steps could not, keep settings and summary with the run and end it."""
+        if self._outbox is None:
+            return
+        with suppress(Exception):  # what is left is told below
+            for left in unsent(folder.path):
+                send(left, Record.read(left), 0.0, self._warn)
+        self._outbox.put("set_tag", "plumbline.status", status)
+        for path in (folder.path / "settings.yaml", folder.summary):
+            self._outbox.put("log_artifacts", str(path))
+        self._outbox.put("end", END[status])
+        why = self._outbox.close(CLOSE_S)
+        if lacking := [left.name for left in unsent(folder.path)]:
+            because = f" ({why})" if why else ""
+            command = f"plumbline track {shown(folder.path)}"
+            self._say(f"lacks numbers of {', '.join(lacking)}{because}; when it answers: {command}")
 
     def place(self) -> str | None:
-        """Where the run is to be found; None when MLflow failed."""
+        """Where the run is to be found; None when there is none."""
         if self.run is None:
             return None
         address = without_password(self.address)
@@ -77,10 +103,31 @@ class Ledger:
             return f"{address}/#/experiments/{self.run.experiment_id}/runs/{self.run.run_id}"
         return f"run {self.run.run_id}; mlflow ui --backend-store-uri {address}"
 
-    def _attempt(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except Exception as error:  # tracking must not end a run
-            address, reason = without_password(self.address), without_password(error)
-            self._warn(f"warning: MLflow at {address} failed ({reason}); this run is not tracked there any more")
-            self.run = None
+    def _say(self, what: str) -> None:
+        self._warn(f"warning: MLflow at {without_password(self.address)} {what}")
+
+
+def unsent(folder: Path) -> list[Path]:
+    """The folders that hold something MLflow lacks: those of a run's steps, then its own; or that of one step."""
+    steps = sorted(path.parent for path in folder.glob(f"*/{UNSENT_FILE}"))
+    return [*steps, *([folder] if (folder / UNSENT_FILE).is_file() else [])]
+
+
+def send_unsent(folder: Path, say: Callable[[str], None]) -> None:
+    """Tell MLflow what it lacks of a run, or of a step whose folder this is, and say of what it was.
+
+    Raises InputError when the folder is none, or MLflow does not answer or refuses.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder. Give that of a run, such as runs/latest, or of a step.")
+    left = unsent(folder)
+    for place in left:
+        record = Record.read(place)
+        with environment({ADDRESS: os.environ.get(ADDRESS) or record.address}):
+            try:
+                run_id = send(place, record, START_S, say)
+            except Exception as error:  # MLflow's or the database's own
+                raise failure(error) from error
+        say(f"{place}: run {run_id} has everything now")
+    if not left:
+        say(f"{folder}: nothing is left to send")

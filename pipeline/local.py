@@ -22,9 +22,11 @@ from kfp.local import config
 
 from components import termination
 from components.artifacts import write_json
+from components.errors import InputError
 from components.launch import FAILED_EXIT_CODE, INPUT_EXIT_CODE, RUN_DIR
+from components.mlflow_server import ADDRESS
 from pipeline.documents import write_document
-from pipeline.ledger import ADDRESS, Ledger
+from pipeline.ledger import Ledger
 from pipeline.observer import Ending, StepFailed, observed
 from pipeline.promotion import stands
 from pipeline.resources import CHECKPOINTS
@@ -119,6 +121,9 @@ class _Attempt:
         except KeyboardInterrupt:
             self.error = "interrupted"
             self.exit_code = INTERRUPTED_EXIT_CODE
+        except InputError as error:  # before the first step: each step is a process of its own
+            self.error = str(error)
+            self.exit_code = INPUT_EXIT_CODE
         except Exception as error:  # of kfp or ours: the log has the traceback
             traceback.print_exc(file=self.log)
             self.error = f"{type(error).__name__}: {error}"

@@ -16,7 +16,7 @@ from kfp import dsl
 from kfp.dsl import Input, Metrics, Model, Output
 
 from components.component import component
-from pipeline import local
+from pipeline import ledger, local
 from pipeline.local import Plan
 from pipeline.screen import Screen
 from pipeline.summary import read_alerts
@@ -254,6 +254,19 @@ def test_a_failing_step_ends_the_run_with_its_own_error_last(run: Any) -> None:
     assert complaint.splitlines()[-1] == f"error: step {failed} failed: its process ended with code 1"
     assert "RuntimeError: the loss is not a number" in complaint
     assert statuses(run(ending_in(stumble))[1])["grow"] == "cached"
+
+
+def test_a_tracking_server_that_is_not_there_is_one_message_before_the_first_step(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "Ledger", ledger.Ledger)
+    monkeypatch.setattr(ledger, "START_S", 0.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1")
+    code, summary, _, complaint = run(gated())
+    assert code == 2
+    assert set(statuses(summary).values()) == {"skipped"}
+    assert complaint.startswith("error: MLFLOW_TRACKING_URI is http://127.0.0.1:1, and MLflow there failed (")
+    assert len(complaint.splitlines()) == 1
 
 
 def test_a_mistake_of_a_person_is_one_message_and_exit_code_2(run: Any, tmp_path: Path) -> None:

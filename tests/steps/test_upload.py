@@ -230,7 +230,7 @@ def test_a_registry_that_fails_costs_a_warning_without_its_password_and_the_mode
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("components.registry.PATIENCE_S", 0.0)
     step.run(settings, model=model, report=report, release=tmp_path / "release")
     release = read_json(tmp_path / "release" / "release.json")
     assert release["model_version"] is None and verify_manifest(Path(release["uri"])) == release["digest"]

@@ -37,6 +37,7 @@ def test_the_command_line_and_the_pipeline_load_no_training_library() -> None:
         ["run", "-c", "hh", "preprocess.preferences=nowhere.jsonl"],
         ["compile", "-o", "pipeline.json"],
         ["base", "--text", "nowhere.txt", "--out", "model"],
+        ["track", "runs/latest"],
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(arguments: list[str], tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ def test_sigterm_outside_training_ends_a_step_at_once_and_closes_what_is_tracked
         reached.append("done")
         return {}
 
-    monkeypatch.setattr("components.tracking._step_run", lambda name: Noted(None, "r", "e"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://nowhere")
+    monkeypatch.setattr("components.tracking._step_run", lambda *_: Noted(None, "r", "e"))
     monkeypatch.setattr("components.demo.step.run", save)
     with pytest.raises(Terminated):
         run_step("demo", {}, {"raw": tmp_path / "raw"}, metrics_file=tmp_path / "metrics", task="demo")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.artifacts import write_json, write_manifest
+from components.errors import InputError
 from components.mlflow_run import MlflowRun
 from components.serving.folder import publish
 from pipeline.ledger import Ledger
@@ -85,10 +86,13 @@ def test_what_lies_in_buckets_and_clusters_is_not_asked(tmp_path: Path) -> None:
     assert stands("sft", tmp_path)
 
 
-def test_a_run_goes_on_without_mlflow_after_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_without_its_own_database_after_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
-        raise ConnectionError("no route to host")
+        raise RuntimeError("the disk is odd")
 
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("pipeline.ledger.MlflowRun.create", refuse)
     warnings: list[str] = []
     ledger = Ledger(tmp_path, warnings.append)
@@ -97,8 +101,8 @@ def test_a_run_goes_on_without_mlflow_after_one_warning(tmp_path: Path, monkeypa
     ledger.cached(Result("sft", "cached"))
     ledger.close(folder, "succeeded")
     assert len(warnings) == 1
-    assert "no route to host" in warnings[0]
-    assert ledger.environment() == {}
+    assert "the disk is odd" in warnings[0]
+    assert ledger.environment() == {"MLFLOW_TRACKING_URI": ""}  # a step would take it for a server that must answer
     assert ledger.place() is None
 
 
@@ -106,15 +110,16 @@ def test_what_mlflow_is_told_and_shown_of_its_address_has_no_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow.org")
+    monkeypatch.setattr("pipeline.ledger.START_S", 0.0)
 
     def refuse(*_: object) -> None:
         raise ConnectionError("no route to http://me:secret@mlflow.org/api")
 
     monkeypatch.setattr("pipeline.ledger.MlflowRun.create", refuse)
-    warnings: list[str] = []
-    ledger = Ledger(tmp_path, warnings.append)
-    ledger.open("demo", RunFolder.create(tmp_path), {})
-    assert "http://mlflow.org" in warnings[0] and "secret" not in warnings[0]
+    ledger = Ledger(tmp_path, pytest.fail)
+    with pytest.raises(InputError) as raised:
+        ledger.open("demo", RunFolder.create(tmp_path), {})
+    assert "no route to http://mlflow.org/api" in str(raised.value) and "secret" not in str(raised.value)
     ledger.run = MlflowRun(None, "r", "7")
     assert ledger.place() == "http://mlflow.org/#/experiments/7/runs/r"
     assert ledger.address == "http://me:secret@mlflow.org"  # what the steps connect with

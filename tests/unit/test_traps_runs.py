@@ -200,7 +200,8 @@ def test_nothing_of_the_environment_is_logged_tracked_or_written(
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     told = Told()
-    monkeypatch.setattr(tracking, "_step_run", lambda name: told)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://nowhere")
+    monkeypatch.setattr(tracking, "_step_run", lambda *_: told)
     settings = {"training": quick_training(checkpoint_every=1).model_dump(mode="json")}
     paths = {"data": data_folder, "base": policy_folder, "model": tmp_path / "model"}
     with caplog.at_level(logging.DEBUG):
