@@ -1,6 +1,6 @@
 """The MLflow server: how long it is waited for, and what is said when it does not answer.
 
-By default MLflow spends minutes on a request that fails. Here a request gets half a minute and one go; going again is
+By default MLflow spends minutes on a request that fails. Here one gets half a minute and one go; going again is
 up to `persist` and to the outbox, for what may be said twice. MLFLOW_HTTP_REQUEST_TIMEOUT and
 MLFLOW_HTTP_REQUEST_MAX_RETRIES still set it otherwise.
 
