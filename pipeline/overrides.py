@@ -36,6 +36,17 @@ def resolve(files: Sequence[Path], overrides: Sequence[str] = ()) -> Settings:
     return parse(Settings, _seeded(layers.tree), origin=layers.origin)
 
 
+def amend(values: Mapping[str, Any], overrides: Sequence[str], where: str) -> tuple[dict[str, Any], Settings]:
+    """Values of an earlier run with the overrides merged in, and the settings that they describe.
+
+    `where` says in messages where the values are from. Raises InputError as `resolve` does.
+    """
+    layers = _Layers()
+    layers.add(values, where)
+    layers.add(_tree(overrides), COMMAND_LINE)
+    return layers.tree, parse(Settings, layers.tree, origin=layers.origin)
+
+
 def find_config(path: Path) -> Path:
     """The file itself, or the packaged configuration of that name (`demo`). Raises InputError for neither."""
     if path.is_file():  # a folder of a configuration's name does not hide it
