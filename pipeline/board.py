@@ -86,7 +86,7 @@ def show(run: Any, tasks: Sequence[Result], screen: Screen) -> str:
     screen.table(status, details.seconds(run), tasks)
     for result in tasks:
         if result.status == "failed":
-            screen.line(f"  {result.task:<9}{result.error or f'failed; its log: plumbline logs {run.run_id} {result.task}'}")
+            screen.line(f"  {result.task:<9}{result.error or f'plumbline logs {run.run_id} {result.task}'}")
     if run.error is not None and run.error.message:
         screen.line(f"  {'run':<9}{run.error.message}")
     return status

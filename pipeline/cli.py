@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from components.launch import EXPECTED, ending
+from pipeline import kubeflow, schedules
+from pipeline.options import Configs, Overrides, RunsDir, ServingDir
 
 app = typer.Typer(
     help="RLHF on Kubeflow: from raw human feedback to an aligned, evaluated, deployed model.",
@@ -15,16 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Configs = Annotated[
-    list[Path],
-    typer.Option("--config", "-c", help="YAML file, or demo, hh, default, ...; give it again for overlays."),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as rl.algorithm.kl_coef=0.02."),
-]
-ServingDir = Annotated[Path, typer.Option("--dir", help="The folder that deploy publishes to.")]
+app.add_typer(kubeflow.app)
+app.add_typer(schedules.app, name="schedule")
 
 
 def main() -> None:
@@ -38,28 +32,14 @@ def main() -> None:
 
 
 @app.command()
-def run(
-    config: Configs,
-    overrides: Overrides = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs, cache and tracking lie.")] = Path("runs"),
-) -> None:
+def run(config: Configs, overrides: Overrides = None, runs_dir: RunsDir = Path("runs")) -> None:
     """Run the whole pipeline on this machine."""
-    from pipeline.dag import build
-    from pipeline.fingerprints import fingerprints
-    from pipeline.local import Plan
     from pipeline.local import run as run_locally
     from pipeline.overrides import resolve
-    from pipeline.promotion import anchored
+    from pipeline.plans import plan
     from pipeline.screen import Screen
 
-    settings = anchored(resolve(config, overrides or ()))
-    plan = Plan(
-        pipeline=build(settings, fingerprints=fingerprints(settings)),
-        name=settings.name,
-        tasks=settings.tasks(),
-        settings=settings.model_dump(mode="json", exclude_none=True),
-    )
-    raise typer.Exit(run_locally(plan, runs_dir, Screen()))
+    raise typer.Exit(run_locally(plan(resolve(config, overrides or ())), runs_dir, Screen()))
 
 
 @app.command("compile")
@@ -121,7 +101,7 @@ def serve(
 @app.command()
 def rollback(
     serving: ServingDir = Path("serving"),
-    runs_dir: Annotated[Path, typer.Option(help="Where runs and their tracking lie.")] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Serve the version again that was served before; once more switches forth again."""
     from components.serving.folder import name_champion

@@ -24,6 +24,7 @@ from kfp_server_api import (
     V2beta1Trigger,
 )
 
+from components.errors import InputError
 from pipeline.connection import Connection
 
 PAGE = 100
@@ -106,7 +107,7 @@ class Cluster:
 
     def run(self, run_id: str) -> V2beta1Run:
         """A run as it is now."""
-        missing = f"{self.connection.host} has no run {run_id}; accepted: the id that submit printed, as in the address."
+        missing = f"{self.connection.host} has no run {run_id}; accepted: the id that submit printed."
         with self.connection.asking(missing):
             return self.client.runs.run_service_get_run(run_id)
 
@@ -114,7 +115,7 @@ class Cluster:
         """The compiled pipeline of a run."""
         found, reference = run.pipeline_spec, run.pipeline_version_reference
         if found is None and reference is not None:
-            missing = f"run {run.run_id}: its pipeline version {reference.pipeline_version_id} was deleted; submit again."
+            missing = f"run {run.run_id}: its version {reference.pipeline_version_id} was deleted; submit again."
             with self.connection.asking(missing):
                 found = self.client.pipelines.pipeline_service_get_pipeline_version(
                     reference.pipeline_id, reference.pipeline_version_id
@@ -123,18 +124,17 @@ class Cluster:
 
     def pod_log(self, run_id: str, pod: str) -> str | None:
         """What a pod of a run printed; None where the host has no logs, or not this one."""
-        asks = {
-            f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log": [],
-            "/k8s/pod/logs": [("podname", pod), ("runid", run_id), ("podnamespace", self.connection.namespace or "")],
-        }
-        for path, query in asks.items():
+        ask = self.client.runs.api_client.call_api
+        named = {"run": run_id, "pod": pod}
+        query = [("podname", pod), ("podnamespace", self.connection.namespace or "")]
+        for path, place in (("/apis/v1alpha1/runs/{run}/nodes/{pod}/log", (named, [])), ("/k8s/pod/logs", ({}, query))):
             try:
                 with self.connection.asking("no log"):
-                    answer = self.client.runs.api_client.call_api(
-                        path, "GET", query_params=query, response_type="file", auth_settings=["Bearer"]
-                    )
-            except InputError:
+                    answer = ask(path, "GET", *place, auth_settings=["Bearer"], _preload_content=False)
+            except InputError:  # of another pod, or a host that knows no such address
                 continue
+            if answer.headers.get("content-type", "").startswith("text/plain"):  # and is no page
+                return str(answer.data.decode("utf-8", errors="replace"))
         return None
 
     def schedule(self, order: Order, trigger: V2beta1Trigger, max_concurrency: int, catch_up: bool) -> str:

@@ -22,7 +22,10 @@ FIELDS = (
 )
 """The six fields: name, lowest and highest value, names for values. Sunday is 0 and not 7."""
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-EXAMPLE = 'accepted: five fields (minute, hour, day of the month, month, day of the week) or six with seconds first, as in "0 3 * * 1"'
+EXAMPLE = (
+    "accepted: five fields (minute, hour, day of the month, month, day of the week), or six with seconds first, as in "
+    '"0 3 * * 1"'
+)
 
 
 def trigger(cron: str | None, every: str | None) -> V2beta1Trigger:
@@ -32,6 +35,19 @@ def trigger(cron: str | None, every: str | None) -> V2beta1Trigger:
     if cron is not None:
         return V2beta1Trigger(cron_schedule=V2beta1CronSchedule(cron=six_fields(cron)))
     return V2beta1Trigger(periodic_schedule=V2beta1PeriodicSchedule(interval_second=str(period(str(every)))))
+
+
+def shown(found: V2beta1Trigger | None) -> str:
+    """When a trigger sets off, for people; empty where nothing is known of it."""
+    if found is None:
+        return ""
+    if found.cron_schedule is not None:
+        return str(found.cron_schedule.cron)
+    if found.periodic_schedule is None:
+        return ""
+    seconds = int(found.periodic_schedule.interval_second)
+    unit = next(unit for unit in reversed(SECONDS) if seconds % SECONDS[unit] == 0)
+    return f"every {seconds // SECONDS[unit]}{unit}"
 
 
 def six_fields(cron: str) -> str:

@@ -42,7 +42,7 @@ def task_names(spec: Mapping[str, Any]) -> dict[str, str]:
 
 def results(run: V2beta1Run, spec: Mapping[str, Any], order: Sequence[str]) -> list[Result]:
     """How the tasks of a run are, in the given order; tasks that are not in it come last."""
-    nodes = {node.display_name: node for node in _nodes(run)}
+    nodes = {node.display_name: node for node in nodes_of(run)}
     named = {name: _result(name, key, nodes, run) for key, name in task_names(spec).items()}
     return [named.pop(name) for name in order if name in named] + list(named.values())
 
@@ -60,15 +60,9 @@ def seconds(run: V2beta1Run) -> float:
     return _between(run.created_at, run.finished_at if run.state in FINISHED else None)
 
 
-def pods(run: V2beta1Run, spec: Mapping[str, Any], task: str) -> list[str]:
-    """The pods that the API names for a task, the latest first; none before it was started."""
-    keys = [key for key, name in task_names(spec).items() if name == task]
-    found: list[str] = []
-    for node in _nodes(run):
-        if node.display_name in keys:
-            found += [child.pod_name for child in node.child_tasks or [] if child.pod_name]
-            found += [node.pod_name] if node.pod_name else []
-    return list(dict.fromkeys(reversed(found)))
+def nodes_of(run: V2beta1Run) -> Sequence[Any]:
+    """The nodes of a run that the API has recorded, if any yet."""
+    return (run.run_details.task_details if run.run_details else None) or []
 
 
 def _result(name: str, key: str, nodes: Mapping[str, Any], run: V2beta1Run) -> Result:
@@ -79,11 +73,6 @@ def _result(name: str, key: str, nodes: Mapping[str, Any], run: V2beta1Run) -> R
         return Result(name, "skipped" if run.state in FINISHED else "waiting")
     error = node.error.message if node.error and node.error.message else ""
     return Result(name, STATUS.get(str(node.state), "waiting"), _between(node.start_time, node.end_time), error=error)
-
-
-def _nodes(run: V2beta1Run) -> Sequence[Any]:
-    """The nodes that the API has recorded, if any yet."""
-    return (run.run_details.task_details if run.run_details else None) or []
 
 
 def _dags(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

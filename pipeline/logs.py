@@ -2,19 +2,16 @@
 
 The v2beta1 API has no logs. The API server gives a pod's at /apis/v1alpha1/runs/{run}/nodes/{pod}/log, and the
 server of Kubeflow's pages at /k8s/pod/logs; which of them is there depends on what stands behind the host. Both want a
-pod's name. The API names Argo's nodes, of which the pods have the number and, in between, the name of a template.
+pod's name, and give a pod's log as long as the pod is there, or where logs are archived.
 """
-
-from collections.abc import Iterator
 
 from components.errors import InputError
 from pipeline import details
 from pipeline.cluster import Cluster
+from pipeline.pods import pod_names
 from pipeline.runs import RunFolder
 
 HEADING = "=== "
-TEMPLATES = ("system-container-impl", "retry-system-container-impl")
-"""What Kubeflow calls the template of a step's container, without and with retries."""
 
 
 def local_log(folder: RunFolder, step: str) -> str:
@@ -46,7 +43,7 @@ def cluster_log(cluster: Cluster, run_id: str, step: str) -> str:
     names = list(details.task_names(spec).values())
     if step not in names:
         raise InputError(f"run {run_id} has no step {step!r}; accepted: {', '.join(names)}.")
-    for pod in _pod_names(details.pods(run, spec, step)):
+    for pod in pod_names(run, spec, step):
         text = cluster.pod_log(run_id, pod)
         if text is not None:
             return text
@@ -57,14 +54,6 @@ def cluster_log(cluster: Cluster, run_id: str, step: str) -> str:
         f"{cluster.connection.host} gives no log of {step}: it was cached, its pod is gone, or the host has no logs. "
         f"Ask Kubernetes:\n{_commands(cluster.connection.namespace or 'kubeflow', run_id)}"
     )
-
-
-def _pod_names(nodes: list[str]) -> Iterator[str]:
-    """The names that the pods of Argo's nodes can have: `workflow-number`, or with a template's name in between."""
-    for node in nodes:
-        workflow, _, number = node.rpartition("-")
-        yield node
-        yield from (f"{workflow}-{template}-{number}" for template in TEMPLATES)
 
 
 def _commands(namespace: str, run_id: str) -> str:
