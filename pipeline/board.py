@@ -1,7 +1,7 @@
 """A run that goes on elsewhere, as it is seen here: asked for now and then, until it has ended."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
@@ -51,7 +51,7 @@ class Board:
             self._live.stop()
 
 
-def watch(cluster: Cluster, run_id: str, screen: Screen, sleep: Callable[[float], Any] = time.sleep) -> str:
+def watch(cluster: Cluster, run_id: str, screen: Screen) -> str:
     """Show a run until it has ended; how it did: succeeded, rejected, failed or canceled.
 
     Raises InputError when the API refuses, or stays away for PATIENCE_S.
@@ -73,7 +73,7 @@ def watch(cluster: Cluster, run_id: str, screen: Screen, sleep: Callable[[float]
                 if (status := details.status(run, tasks)) != "running":
                     break
                 board.show(tasks, details.seconds(run))
-            sleep(POLL_S)
+            time.sleep(POLL_S)
     finally:
         board.close()
     show(run, tasks, screen)

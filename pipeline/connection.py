@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,9 +107,10 @@ class Connection:
         reason = error.reason if isinstance(error, MaxRetryError) else error
         words = self._without_token(str(reason)).rsplit(": ", 1)[-1].rstrip(".")
         if isinstance(reason, SSLError):
+            words = re.sub(r"^.*\] |\(_ssl.*$", "", str(reason)).strip()
             return InputError(
-                f"{self.host}: no secure connection ({words}). Name the authority's certificate with --ca-cert, or "
-                "check whether the address begins with http:// or https://."
+                f"{self.host}: no secure connection ({words}). Name its authority's certificates with --ca-cert (now "
+                f"{self.ca_cert or 'the usual ones'}), or check whether the address begins with http:// or https://."
             )
         return Unavailable(f"{self.host} cannot be reached ({words}). Check the address, the network and the proxy.")
 

@@ -6,6 +6,7 @@ imports with `ast`, without importing anything.
 
 import ast
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.metadata import entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,16 +78,20 @@ def _name(path: Path) -> str:
 
 def _imported(path: Path, root: Path) -> Iterator[Path]:
     """The files of `components/` that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for name in _names(path.read_text(encoding="utf-8")):
+        yield from _files(name, root)
+
+
+@cache
+def _names(source: str) -> tuple[str, ...]:
+    """The modules of `components` that a source imports; most sources are read for several tasks."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            if name.split(".")[0] == "components":
-                yield from _files(name, root)
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(name for name in names if name.split(".")[0] == "components")
 
 
 def _files(module: str, root: Path) -> Iterator[Path]:
