@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from components.artifacts import Metrics, read_manifest, write_manifest
+from components.champion import name_champion
 from components.deploy.kserve import apply, inference_service, service_name
 from components.deploy.settings import DeploySettings, KServe
 from components.errors import InputError
@@ -30,6 +31,7 @@ def run(settings: DeploySettings, *, release: Path, deployment: Path) -> Metrics
     deployed.write(deployment)
     if deployed.applied:
         promote(published.name, published.digest)
+        name_champion(published.uri, published.digest)
     parents = {"release": release}
     write_manifest(deployment, "deployment", settings=settings.model_dump(mode="json"), parents=parents)
     return {"deploy/applied": float(deployed.applied)}

@@ -21,19 +21,19 @@ import kfp_server_api
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
-
 from kubeflow_engine import Engine, nodes
 
 CRON_FIELDS = ((0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
-NAMES = "jan feb mar apr may jun jul aug sep oct nov dec sun mon tue wed thu fri sat".split()
+NAMES = re.compile("jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|sun|mon|tue|wed|thu|fri|sat", re.IGNORECASE)
 OPERATIONS = {"EQUALS", 1}
 TYPES: dict[str, type | tuple[type, ...]] = {
-    "str": str, "bool": bool, "int": int, "object": object, "datetime": str,
+    "str": (str, int), "bool": bool, "int": int, "object": object, "datetime": str,
 }  # fmt: skip
+"""What JSON may hold for a type of the models; 64-bit numbers are strings there, and numbers are taken too."""
 
 
 class Refusal(Exception):
-    """An answer other than success."""
+    """An answer other than success; with code 0, none at all."""
 
     def __init__(self, code: int, message: str) -> None:
         self.code, self.message = code, message
@@ -48,21 +48,23 @@ def check(kind: str, value: Any, at: str) -> None:
         for key, item in value.items():
             check(kind[:-1].split(", ")[1], item, f"{at}.{key}")
     elif kind in TYPES:
-        if kind == "str" and isinstance(value, int):  # 64-bit numbers are strings in the models
-            return
         if not isinstance(value, TYPES[kind]):
             raise Refusal(400, f"proto: invalid value for field {at}: {value!r}")
     else:
-        model = getattr(kfp_server_api, kind)
-        if not model.openapi_types:
-            if value not in model.allowable_values:
-                raise Refusal(400, f"proto: invalid value for enum field {at}: {value!r}")
-            return
-        known = {model.attribute_map[name]: kind for name, kind in model.openapi_types.items()}
-        for name, item in value.items():
-            if name not in known:
-                raise Refusal(400, f'proto: unknown field "{name}" in {at}')
-            check(known[name], item, f"{at}.{name}")
+        check_message(getattr(kfp_server_api, kind), value, at)
+
+
+def check_message(model: Any, value: Any, at: str) -> None:
+    """Refuse what is no message of this model, or none of the values of an enum."""
+    if not model.openapi_types:
+        if value not in model.allowable_values:
+            raise Refusal(400, f"proto: invalid value for enum field {at}: {value!r}")
+        return
+    known = {model.attribute_map[name]: kind for name, kind in model.openapi_types.items()}
+    for name, item in value.items():
+        if name not in known:
+            raise Refusal(400, f'proto: unknown field "{name}" in {at}')
+        check(known[name], item, f"{at}.{name}")
 
 
 def check_cron(cron: str) -> None:
@@ -75,7 +77,7 @@ def check_cron(cron: str) -> None:
             if not low <= int(number) <= high:
                 raise Refusal(400, f"Schedule cron is not a supported format. Error: {number} outside {low}-{high}")
         for word in re.findall(r"[A-Za-z]+", field):
-            if word.lower() not in NAMES:
+            if not NAMES.fullmatch(word):
                 raise Refusal(400, f"Schedule cron is not a supported format. Error: {word}")
 
 
@@ -168,8 +170,7 @@ class KubeflowStandIn:
     def create_run(self, body: dict[str, Any]) -> dict[str, Any]:
         check("V2beta1Run", body, "run")
         self._check_source(body)
-        run = self._kept(self.runs, "run_id", {**body, "state": "PENDING"})
-        return run
+        return self._kept(self.runs, "run_id", {**body, "state": "PENDING"})
 
     def create_schedule(self, body: dict[str, Any]) -> dict[str, Any]:
         check("V2beta1RecurringRun", body, "recurring_run")
@@ -276,6 +277,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer = respond(path, query)
             code, kind = 200, "text/plain" if isinstance(answer, str) else "application/json"
         except Refusal as refusal:
+            if not refusal.code:  # the connection ends without an answer
+                return
             code, kind = refusal.code, "application/json"
             answer = {"error": refusal.message, "code": 3, "message": refusal.message, "details": []}
         data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
@@ -294,10 +297,9 @@ class _Handler(BaseHTTPRequestHandler):
                 if pod not in api.pod_logs:
                     raise Refusal(500, f"Failed to read logs from pod {pod}")
                 return api.pod_logs[pod]
-            case ["v2beta1", "experiments"]:
-                return self._page("experiments", api.experiments, query)
-            case ["v2beta1", "pipelines"]:
-                return self._page("pipelines", api.pipelines, query)
+            case ["v2beta1", ("experiments" | "pipelines" | "recurringruns") as field]:
+                kept = {"experiments": api.experiments, "pipelines": api.pipelines, "recurringruns": api.schedules}
+                return self._page({"recurringruns": "recurringRuns"}.get(field, field), kept[field], query)
             case ["v2beta1", "pipelines", pipeline, "versions"]:
                 return self._page("pipeline_versions", api.versions, {**query, "pipeline_id": pipeline})
             case ["v2beta1", "pipelines", _, "versions", version]:
@@ -306,8 +308,6 @@ class _Handler(BaseHTTPRequestHandler):
                 if api.looks and run in api.runs:
                     api.looks.pop(0)(run)
                 return self._one(api.runs, run)
-            case ["v2beta1", "recurringruns"]:
-                return self._page("recurring_runs", api.schedules, query)
         raise Refusal(404, "Not Found")
 
     def _post(self, path: str, query: dict[str, str]) -> Any:
