@@ -104,6 +104,8 @@ def rollback(
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Serve the version again that was served before; once more switches forth again."""
+    from components.champion import move_champion
+    from components.errors import InputError
     from components.serving.folder import name_champion
     from components.serving.folder import rollback as switch_back
     from pipeline.ledger import registry_environment
@@ -111,6 +113,12 @@ def rollback(
 
     served = switch_back(serving)
     print(f"{serving} serves {served.version}")
+    try:
+        place = move_champion(serving.expanduser() / served.path)
+    except InputError as error:
+        print(f"The champion that candidates must beat was not moved: {error}")
+    else:
+        print(f"{place}: the champion is {served.version}" if place else "", end="\n" if place else "")
     with environment(registry_environment(runs_dir)):
         number = name_champion(served)
     if number is None:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from components.artifacts import file_sha256, json_digest
+from components.champion import pointer_text
 from components.errors import InputError
 from components.storage import fingerprint, is_remote, local_path
 from pipeline.settings import Settings
@@ -111,6 +112,8 @@ def _sources(settings: Settings, task: str) -> Iterator[tuple[str, str]]:
             yield "base.text", _digest("base.text", settings.base.text)
         elif settings.base.model and (is_remote(settings.base.model) or local_path(settings.base.model).is_dir()):
             yield "base.model", _digest("base.model", settings.base.model)
+    elif task == "evaluate" and settings.evaluate.champion is not None:
+        yield "evaluate.champion", pointer_text(settings.evaluate.champion) or "none yet"
     elif task == "infer" and settings.infer.prompts:
         yield "infer.prompts", _digest("infer.prompts", settings.infer.prompts)
 

@@ -33,7 +33,7 @@ def resolve(files: Sequence[Path], overrides: Sequence[str] = ()) -> Settings:
         found = find_config(path)
         layers.add(read_document(found), f"in {found}")
     layers.add(_tree(overrides), COMMAND_LINE)
-    return parse(Settings, _seeded(layers.tree), origin=layers.origin)
+    return _with_champion(parse(Settings, _seeded(layers.tree), origin=layers.origin))
 
 
 def amend(values: Mapping[str, Any], overrides: Sequence[str], where: str) -> tuple[dict[str, Any], Settings]:
@@ -44,7 +44,10 @@ def amend(values: Mapping[str, Any], overrides: Sequence[str], where: str) -> tu
     layers = _Layers()
     layers.add(values, where)
     layers.add(_tree(overrides), COMMAND_LINE)
-    return layers.tree, parse(Settings, layers.tree, origin=layers.origin)
+    settings = _with_champion(parse(Settings, layers.tree, origin=layers.origin))
+    if settings.evaluate.champion is not None:
+        layers.tree["evaluate"]["champion"] = settings.evaluate.champion
+    return layers.tree, settings
 
 
 def find_config(path: Path) -> Path:
@@ -135,3 +138,12 @@ def _seeded(tree: dict[str, Any]) -> dict[str, Any]:
         if isinstance(given, Mapping):
             seeded[task] = {"seed": tree["seed"], **given}
     return seeded
+
+
+def _with_champion(settings: Settings) -> Settings:
+    """The settings, thresholds over the champion knowing where it is published: where upload publishes."""
+    evaluate, upload = settings.evaluate, settings.upload
+    if evaluate.champion is not None or not any(bound.over for bound in evaluate.thresholds.values()):
+        return settings
+    place = f"{upload.registry.rstrip('/')}/{upload.name}"
+    return settings.model_copy(update={"evaluate": evaluate.model_copy(update={"champion": place})})

@@ -54,6 +54,14 @@ def test_a_release_is_placed_and_named_by_the_pointer(settings: DeploySettings, 
     )
 
 
+def test_what_is_served_is_the_champion_of_its_registry(settings: DeploySettings, tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        folder, release = released(tmp_path, content)
+        step.run(settings, release=folder, deployment=tmp_path / "d")
+        champion = read_json(tmp_path / "champion.json")
+        assert champion == {"version": release.version, "digest": release.digest, "uri": release.uri}
+
+
 def test_the_version_before_is_kept_for_a_rollback_and_older_ones_go(settings: DeploySettings, tmp_path: Path) -> None:
     versions = []
     for content in ("one", "two", "three"):
