@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from components.errors import InputError
 from components.launch import EXPECTED, ending
 from pipeline import kubeflow, schedules
 from pipeline.options import Configs, Overrides, RunsDir, ServingDir
@@ -105,7 +106,6 @@ def rollback(
 ) -> None:
     """Serve the version again that was served before; once more switches forth again."""
     from components.champion import move_champion
-    from components.errors import InputError
     from components.serving.folder import name_champion
     from components.serving.folder import rollback as switch_back
     from pipeline.ledger import registry_environment
@@ -118,7 +118,8 @@ def rollback(
     except InputError as error:
         print(f"The champion that candidates must beat was not moved: {error}")
     else:
-        print(f"{place}: the champion is {served.version}" if place else "", end="\n" if place else "")
+        if place:
+            print(f"{place}: the champion is {served.version}")
     with environment(registry_environment(runs_dir)):
         number = name_champion(served)
     if number is None:

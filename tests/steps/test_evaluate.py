@@ -116,7 +116,8 @@ def test_both_models_answer_every_prompt_with_the_same_draws_and_are_scored(worl
 
 
 def test_a_candidate_must_beat_the_champion_where_there_is_one(world: dict[str, Any], tmp_path: Path) -> None:
-    over = {"thresholds": {"eval/reward": Bound(min=0.01, over="champion")}, "champion": str(tmp_path / "models" / "tiny")}
+    thresholds = {"eval/reward": Bound(min=0.01, over="champion")}
+    over: dict[str, Any] = {"thresholds": thresholds, "champion": str(tmp_path / "models" / "tiny")}
     metrics, report, _ = evaluate(world, **over)
     assert metrics["gate/passed"] == 1.0 and any("no champion yet" in note for note in report["notes"])
 
