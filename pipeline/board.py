@@ -12,7 +12,6 @@ from pipeline import details
 from pipeline.cluster import Cluster
 from pipeline.connection import Unavailable
 from pipeline.screen import Screen, duration, rows
-from pipeline.settings import TASKS
 from pipeline.summary import Result
 
 POLL_S = 5.0
@@ -69,7 +68,7 @@ def watch(cluster: Cluster, run_id: str, screen: Screen) -> str:
                 if (away := away + POLL_S) > PATIENCE_S:
                     raise
             else:
-                tasks = details.results(run, spec, TASKS)
+                tasks = details.results(run, spec)
                 if (status := details.status(run, tasks)) != "running":
                     break
                 board.show(tasks, details.seconds(run))

@@ -24,12 +24,14 @@ from components.upload.component import upload
 from components.validate.component import validate
 from pipeline.resources import Equip
 from pipeline.settings import Settings
+from pipeline.sources import READERS, sources
 
 
 def build(settings: Settings, *, fingerprints: Mapping[str, str] | None = None, equip: Equip | None = None) -> Any:
     """The Kubeflow pipeline of the settings, ready to compile or to run locally.
 
-    `fingerprints` (by task) enter the cache keys; `equip` puts images and resources on the tasks.
+    `fingerprints` (by task) enter the cache keys; `equip` puts images and resources on the tasks. With `equip`, for
+    a cluster, there is also the task that looks at the sources.
     """
     tasks = settings.tasks()
 
@@ -56,7 +58,8 @@ class _Nodes:
     """Makes the tasks: each gets its settings, its name, its fingerprint and what it asks of the cluster."""
 
     def __init__(self, settings: Mapping[str, Any], fingerprints: Mapping[str, str], equip: Equip | None) -> None:
-        self.settings, self.fingerprints, self.equip = settings, fingerprints, equip
+        self.settings, self.equip = settings, equip
+        self.fingerprints: Mapping[str, Any] = fingerprints
 
     def __contains__(self, task: str) -> bool:
         return task in self.settings
@@ -74,8 +77,23 @@ class _Nodes:
         return node
 
 
+    def watch_sources(self) -> None:
+        """Put what is behind the addresses when a run starts into the fingerprints of the tasks that read it."""
+        assert self.equip is not None
+        found = sources(
+            **{task: self.settings[task] for task in READERS},
+            code={task: self.fingerprints.get(task, "") for task in READERS},
+            demo="demo" in self,
+        )
+        found.set_display_name("sources").set_caching_options(False)
+        self.equip("upload", found)  # which, too, looks into object stores and holds no model
+        self.fingerprints = {**self.fingerprints, **{task: found.outputs[task] for task in READERS}}
+
+
 def _wire(nodes: _Nodes, teachers: Sequence[str]) -> None:
     """The tasks and what each of them reads; rl learns from the `teachers` among the scalar models."""
+    if nodes.equip is not None:  # on a cluster; a run on this machine has looked before it starts
+        nodes.watch_sources()
     raw = nodes.add(demo, "demo").outputs["raw"] if "demo" in nodes else None
     data = nodes.add(preprocess, "preprocess", raw=raw).outputs["data"]
     start = nodes.add(base, "base", raw=raw, data=data).outputs["base"]

@@ -11,6 +11,7 @@ from typing import Any
 
 from kfp_server_api import V2beta1Run
 
+from pipeline.settings import TASKS
 from pipeline.summary import Result, Status
 
 STATUS: Mapping[str, Status] = {
@@ -25,6 +26,8 @@ STATUS: Mapping[str, Status] = {
 }
 FINISHED = {"SUCCEEDED": "succeeded", "SKIPPED": "failed", "FAILED": "failed", "CANCELED": "canceled"}
 """The states in which a run stays, and what that is called."""
+ORDER = ("sources", *TASKS)
+"""The tasks as they follow each other."""
 GATED = ("evaluate", "upload")
 """The task whose gate decides, and the first one behind it."""
 
@@ -40,11 +43,11 @@ def task_names(spec: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def results(run: V2beta1Run, spec: Mapping[str, Any], order: Sequence[str]) -> list[Result]:
-    """How the tasks of a run are, in the given order; tasks that are not in it come last."""
+def results(run: V2beta1Run, spec: Mapping[str, Any]) -> list[Result]:
+    """How the tasks of a run are, in order; tasks that are not ours come last."""
     nodes = {node.display_name: node for node in nodes_of(run)}
     named = {name: _result(name, key, nodes, run) for key, name in task_names(spec).items()}
-    return [named.pop(name) for name in order if name in named] + list(named.values())
+    return [named.pop(name) for name in ORDER if name in named] + list(named.values())
 
 
 def status(run: V2beta1Run, tasks: Sequence[Result]) -> str:

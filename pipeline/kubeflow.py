@@ -83,13 +83,12 @@ def status(connection: "Connection", run: Run, runs_dir: RunsDir = RUNS, wait: W
         history.show(runs_dir / run, Screen())
         return
     from pipeline import board, details
-    from pipeline.settings import TASKS
 
     cluster = _cluster(connection, runs_dir / run)
     if wait:
         _follow(cluster, run, wait)
     found = cluster.run(run)
-    board.show(found, details.results(found, cluster.spec(found), TASKS), Screen())
+    board.show(found, details.results(found, cluster.spec(found)), Screen())
     print(f"  {'page':<9}{cluster.page(run)}")
 
 

@@ -47,7 +47,7 @@ def cluster_log(cluster: Cluster, run_id: str, step: str) -> str:
         text = cluster.pod_log(run_id, pod)
         if text is not None:
             return text
-    (how,) = (result.status for result in details.results(run, spec, (step,))[:1])
+    (how,) = (result.status for result in details.results(run, spec) if result.task == step)
     if how in ("waiting", "skipped"):
         raise InputError(f"{step} has not started in run {run_id} ({how}): there is no log.")
     raise InputError(

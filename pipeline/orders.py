@@ -6,7 +6,7 @@ from typing import Any
 
 from components.storage import is_remote
 from pipeline.cluster import Cluster, Order
-from pipeline.fingerprints import fingerprints
+from pipeline.fingerprints import code_fingerprints
 from pipeline.package import compiled
 from pipeline.settings import Settings
 
@@ -14,10 +14,10 @@ from pipeline.settings import Settings
 def order(cluster: Cluster, settings: Settings, experiment: str | None = None) -> tuple[Order, str]:
     """What to start, its pipeline version uploaded unless it is there; and a line that says which one it is.
 
-    The code behind every task is in the version, so that Kubeflow's cache sees that it changed. The experiment is
-    called as the settings are unless it is named.
+    The code behind every task is in the version, so that Kubeflow's cache sees that it changed; the sources are looked
+    at when the run starts. The experiment is called as the settings are unless it is named.
     """
-    package = compiled(settings, fingerprints(settings))
+    package = compiled(settings, code_fingerprints(settings))
     pipeline_id, version_id, new = cluster.upload(settings.name, package)
     made = Order(
         name=f"{settings.name} {time.strftime('%Y-%m-%d %H:%M:%S')}",

@@ -1,10 +1,11 @@
 """Settings of the base step."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 
-from components.settings import Compute, Optimizer, StepSettings, Training
+from components.settings import Compute, Optimizer, Outside, StepSettings, Training
 
 Size = Literal["1m", "3m", "7m", "40m"]
 
@@ -33,3 +34,10 @@ class BaseSettings(StepSettings):
         compute=Compute(dtype="fp32"),
     )
     """How the small model is trained; unused when a model is given."""
+
+    def sources(self) -> Iterator[Outside]:
+        """The model, or the text that one is trained from."""
+        if self.model:
+            yield Outside("model", "model", self.model)
+        elif self.text:
+            yield Outside("text", "file", self.text)

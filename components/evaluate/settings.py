@@ -1,10 +1,11 @@
 """Settings of the evaluate step."""
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from components.settings import Generation, Group, StepSettings
+from components.settings import Generation, Group, Outside, StepSettings
 
 
 class Bound(Group):
@@ -52,3 +53,8 @@ class EvaluateSettings(StepSettings):
     """What the policies are held in; `serving` is what they are served in: bf16 on a GPU, fp32 elsewhere."""
     num_samples_shown: int = Field(20, ge=0)
     """Pairs of responses on the report's page; all of them are in samples.jsonl."""
+
+    def sources(self) -> Iterator[Outside]:
+        """The champion to beat, where a threshold is over it."""
+        if self.champion is not None:
+            yield Outside("champion", "champion", self.champion)

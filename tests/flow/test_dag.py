@@ -46,16 +46,17 @@ def test_the_committed_pipeline_is_the_compiled_default(tmp_path: Path) -> None:
 def test_tasks_wait_for_what_they_read_and_training_for_validation(tmp_path: Path) -> None:
     after = {name: node["after"] for name, node in nodes(compiled(tmp_path, config="demo")).items()}
     assert after == {
+        "sources": set(),
         "demo": set(),
-        "preprocess": {"demo"},
-        "base": {"demo", "preprocess"},
+        "preprocess": {"demo", "sources"},
+        "base": {"demo", "preprocess", "sources"},
         "validate": {"base", "preprocess"},
         "sft": {"base", "preprocess", "validate"},
         "reward": {"preprocess", "sft"},
         "cost": {"preprocess", "sft"},
         "rl": {"cost", "preprocess", "reward", "sft"},
-        "evaluate": {"cost", "preprocess", "reward", "rl", "sft"},
-        "passed": {"cost", "evaluate", "preprocess", "reward", "rl"},
+        "evaluate": {"cost", "preprocess", "reward", "rl", "sft", "sources"},
+        "passed": {"cost", "evaluate", "preprocess", "reward", "rl", "sources"},
         "upload": set(),
         "deploy": {"upload"},
         "infer": {"deploy", "upload"},
@@ -82,7 +83,7 @@ def test_without_a_cost_limit_there_is_no_cost_task(tmp_path: Path) -> None:
 def test_every_task_has_one_dict_parameter_with_its_settings(tmp_path: Path) -> None:
     spec = compiled(tmp_path, "rl.rollouts=17")
     parameters = spec["root"]["inputDefinitions"]["parameters"]
-    assert set(parameters) == set(nodes(spec)) - {"passed"}
+    assert set(parameters) == set(nodes(spec)) - {"passed", "sources"}
     assert {parameter["parameterType"] for parameter in parameters.values()} == {"STRUCT"}
     assert parameters["rl"]["defaultValue"]["rollouts"] == 17
     assert parameters["cost"]["defaultValue"]["kind"] == "cost"
@@ -115,6 +116,21 @@ def test_training_tasks_know_where_their_checkpoints_are_kept_between_attempts(t
     told = {task for task in nodes(spec) if task != "passed" and place in container(spec, task).get("env", [])}
     assert told == {"base", "sft", "reward", "cost", "rl"}
     assert "env" not in container(compiled(tmp_path, config="demo"), "sft")
+
+
+def test_the_sources_are_looked_at_on_a_cluster_before_what_reads_them_and_never_cached(tmp_path: Path) -> None:
+    spec = compiled(tmp_path)
+    found = nodes(spec)
+    assert "enableCache" not in found["sources"].get("cachingOptions", {})
+    told = {
+        name: node["inputs"]["parameters"]["fingerprint"]["taskOutputParameter"]["outputParameterKey"]
+        for name, node in found.items()
+        if "taskOutputParameter" in node["inputs"].get("parameters", {}).get("fingerprint", {})
+    }
+    assert told == {"preprocess": "preprocess", "base": "base", "evaluate": "evaluate"}
+    # behind the gate the value comes through the gate
+    assert "sources-infer" in found["infer"]["inputs"]["parameters"]["fingerprint"]["componentInputParameter"]
+    assert container(spec, "sources")["image"] == container(spec, "upload")["image"]
 
 
 def test_fingerprints_enter_the_tasks_and_resources_do_not_without_a_cluster(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from kubeflow_standin import KubeflowStandIn, Refusal
 
 from pipeline import board
 from pipeline.cli import main
-from pipeline.fingerprints import fingerprints
+from pipeline.fingerprints import code_fingerprints
 from pipeline.overrides import resolve
 from pipeline.settings import TASKS
 
@@ -27,7 +27,7 @@ Plumbline = Callable[..., tuple[int, str, str]]
 @pytest.fixture(autouse=True)
 def code(monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands for the code behind the tasks; reading all of it for every submission takes long."""
-    monkeypatch.setattr("pipeline.orders.fingerprints", lambda settings: dict.fromkeys(settings.tasks(), "code"))
+    monkeypatch.setattr("pipeline.orders.code_fingerprints", lambda settings: dict.fromkeys(settings.tasks(), "code"))
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_the_same_content_is_the_same_version_and_other_code_or_settings_are_ano
     assert kubeflow.runs[first]["experiment_id"] != kubeflow.runs[second]["experiment_id"]
     submitted(plumbline, "rl.rollouts=7")
     assert len(kubeflow.versions) == 2
-    monkeypatch.setattr("pipeline.orders.fingerprints", lambda settings: {"sft": "other code"})
+    monkeypatch.setattr("pipeline.orders.code_fingerprints", lambda settings: {"sft": "other code"})
     changed = kubeflow.spec(kubeflow.runs[submitted(plumbline)])
     assert len(kubeflow.versions) == 3
     assert "other code" in json.dumps(changed["root"]["dag"]["tasks"]["sft"]["inputs"])
@@ -101,18 +101,32 @@ def test_the_same_content_is_the_same_version_and_other_code_or_settings_are_ano
 def test_the_code_behind_a_task_is_part_of_its_cache_key(
     kubeflow: KubeflowStandIn, plumbline: Plumbline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.orders.fingerprints", fingerprints)
+    monkeypatch.setattr("pipeline.orders.code_fingerprints", code_fingerprints)
     first = submitted(plumbline)
     inputs = kubeflow.spec(kubeflow.runs[first])["root"]["dag"]["tasks"]["sft"]["inputs"]["parameters"]
-    assert inputs["fingerprint"]["runtimeValue"]["constant"] == fingerprints(resolve([Path("demo")]))["sft"]
-    assert set(kubeflow.execute(first).values()) == {"ran"}
-    assert set(kubeflow.execute(submitted(plumbline)).values()) == {"cached"}
-    monkeypatch.setattr("pipeline.orders.fingerprints", lambda settings: fingerprints(settings) | {"evaluate": "new"})
+    assert inputs["fingerprint"]["runtimeValue"]["constant"] == code_fingerprints(resolve([Path("demo")]))["sft"]
+    assert ran(kubeflow.execute(first)) == list(TASKS)
+    assert ran(kubeflow.execute(submitted(plumbline))) == []
+    changed = code_fingerprints(resolve([Path("demo")])) | {"evaluate": "new"}
+    monkeypatch.setattr("pipeline.orders.code_fingerprints", lambda settings: changed)
     assert ran(kubeflow.execute(submitted(plumbline))) == ["evaluate", "upload", "deploy", "infer"]
 
 
 def ran(done: dict[str, str]) -> list[str]:
     return [task for task in TASKS if done[task] == "ran"]
+
+
+def test_new_data_behind_the_same_address_is_seen_when_a_run_starts(
+    kubeflow: KubeflowStandIn, plumbline: Plumbline
+) -> None:
+    schedule = scheduled(plumbline, "--every", "1d")
+    seen = {"preprocess": "one", "base": "one", "evaluate": "one", "infer": "one"}
+    found = [kubeflow.execute(kubeflow.trigger(schedule), outputs={"sources": seen}) for _ in range(2)]
+    assert [ran(done) for done in found] == [list(TASKS), []]
+    assert {done["sources"] for done in found} == {"ran"}  # it is never cached
+    for task, follows in (("infer", ["infer"]), ("evaluate", list(TASKS[8:])), ("preprocess", list(TASKS[1:]))):
+        seen = seen | {task: "two"}
+        assert ran(kubeflow.execute(kubeflow.trigger(schedule), outputs={"sources": seen})) == follows
 
 
 def test_what_is_lost_with_its_container_is_told(kubeflow: KubeflowStandIn, plumbline: Plumbline) -> None:
@@ -142,7 +156,7 @@ def test_waiting_shows_each_step_and_ends_as_the_run_does(
         ["demo", "done", "1:30"], ["demo", "succeeded", "1:30"],
     ]  # fmt: skip
     assert any(line.startswith(ending) for line in lines)
-    status = dict(line.split()[:2] for line in lines[lines.index("step       status         time") + 1 :][:12])
+    status = dict(line.split()[:2] for line in lines[lines.index("step       status         time") + 1 :][:13])
     assert status["cost"] == ("skipped" if "fails" in outcome else "succeeded")
     assert status["upload"] == ("succeeded" if not outcome else "skipped")
     if "fails" in outcome:
@@ -343,8 +357,8 @@ def test_status_shows_the_steps_as_they_are(kubeflow: KubeflowStandIn, plumbline
     code, out, _ = plumbline("status", run)
     lines = out.splitlines()
     assert code == 0
-    assert [line.split() for line in lines[2:5]] == [
-        ["demo", "succeeded", "1:30"], ["preprocess", "running", "1:30"], ["base", "waiting"],
+    assert [line.split() for line in lines[2:6]] == [
+        ["sources", "waiting"], ["demo", "succeeded", "1:30"], ["preprocess", "running", "1:30"], ["base", "waiting"],
     ]  # fmt: skip
     assert any(line.startswith("running for") for line in lines)
     assert lines[-1] == f"  page     {kubeflow.url}/#/runs/details/{run}"

@@ -25,7 +25,7 @@ STEPS = {
 }
 VOCABULARY = {f"components.{name}" for name in ("settings", "records", "errors")}
 LAUNCHERS = {"components.launch", "components.__main__"}
-LIGHT = ("artifacts", "champion", "launch", "mlflow_run", "outputs", "parsing", "storage", "termination", "tracking")
+LIGHT = ("artifacts", "launch", "mlflow_run", "outputs", "parsing", "sources", "storage", "termination", "tracking")
 OPEN_TO_PIPELINE = VOCABULARY | {f"components.{name}" for name in LIGHT}
 HEAVY = {
     "accelerate", "datasets", "deepspeed", "google.cloud", "matplotlib", "mlflow", "numpy", "pandas", "peft",
@@ -126,7 +126,7 @@ def outside_objection(module: str, imported: Import) -> str | None:
 
 def pipeline_objection(target: str, late: bool) -> str | None:
     level, _ = place(target)
-    if level in (1, 6) or (level == 5 and target != "components.component") or target in OPEN_TO_PIPELINE:
+    if level in (1, 5, 6) or target in OPEN_TO_PIPELINE:
         return None
     if target.startswith(("components.serving", "components.conformance")):
         return None if late else "the pipeline imports serving and conformance inside functions only"
