@@ -3,8 +3,7 @@
 Precedence is decided in `pipeline/overrides.py`: class defaults < configuration files < `key=value`.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -16,17 +15,6 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
 
-class Outside(NamedTuple):
-    """Something that a step reads from outside the pipeline."""
-
-    key: str
-    """The setting that names it, below the step."""
-    kind: Literal["file", "model", "champion"]
-    """file: a file or folder; model: also a name that is no address; champion: what a registry calls so, if any."""
-    address: str
-    """A local path or a gs:// address."""
-
-
 class StepSettings(Group):
     """What every step has: a seed, from which it derives every random choice, and a word to run again."""
 
@@ -34,11 +22,6 @@ class StepSettings(Group):
     """Seed of this step's random choices; below 2^31, because Kubeflow carries numbers as doubles."""
     rerun: str | None = Field(None, min_length=1)
     """Another word than before makes the step run again, and what follows it, although nothing else has changed."""
-
-
-    def sources(self) -> Iterator[Outside]:
-        """What the step reads from outside the pipeline; most read nothing."""
-        yield from ()
 
 
 class Optimizer(Group):

@@ -1,4 +1,10 @@
-"""What a step reads from outside the pipeline, as digests: new data behind the same address is another digest."""
+"""What a step reads from outside the pipeline, as digests: new data behind the same address is another digest.
+
+The settings of a step that reads something list it in `sources()`, by key, kind and address. The kinds: a `file` or
+folder; a `model`, which can also be a name that is no address; and the `champion` of a registry, if it has one.
+"""
+
+from collections.abc import Iterable
 
 from components.artifacts import json_digest
 from components.champion import pointer_text
@@ -14,7 +20,7 @@ def source_digests(task: str, settings: StepSettings, demo: bool) -> dict[str, s
     InputError naming the key of a source that is not there.
     """
     digests = {}
-    for name, kind, address in settings.sources():
+    for name, kind, address in listed(settings):
         key = f"{task}.{name}"
         if kind == "champion":
             digests[key] = pointer_text(address) or "none yet"
@@ -28,6 +34,11 @@ def source_digests(task: str, settings: StepSettings, demo: bool) -> dict[str, s
 def sourced_fingerprint(task: str, settings: StepSettings, code: str, demo: bool) -> str:
     """One digest over the code behind a task and its sources. Raises InputError as `source_digests` does."""
     return json_digest({"code": code, "sources": source_digests(task, settings, demo)})
+
+
+def listed(settings: StepSettings) -> Iterable[tuple[str, str, str]]:
+    """What a step reads from outside: key, kind and address of each; most steps read nothing."""
+    return getattr(settings, "sources", tuple)()
 
 
 def _digest(key: str, address: str) -> str:

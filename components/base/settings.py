@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from components.settings import Compute, Optimizer, Outside, StepSettings, Training
+from components.settings import Compute, Optimizer, StepSettings, Training
 
 Size = Literal["1m", "3m", "7m", "40m"]
 
@@ -35,9 +35,9 @@ class BaseSettings(StepSettings):
     )
     """How the small model is trained; unused when a model is given."""
 
-    def sources(self) -> Iterator[Outside]:
+    def sources(self) -> Iterator[tuple[str, str, str]]:
         """The model, or the text that one is trained from."""
         if self.model:
-            yield Outside("model", "model", self.model)
+            yield ("model", "model", self.model)
         elif self.text:
-            yield Outside("text", "file", self.text)
+            yield ("text", "file", self.text)

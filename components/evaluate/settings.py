@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from components.settings import Generation, Group, Outside, StepSettings
+from components.settings import Generation, Group, StepSettings
 
 
 class Bound(Group):
@@ -54,7 +54,7 @@ class EvaluateSettings(StepSettings):
     num_samples_shown: int = Field(20, ge=0)
     """Pairs of responses on the report's page; all of them are in samples.jsonl."""
 
-    def sources(self) -> Iterator[Outside]:
+    def sources(self) -> Iterator[tuple[str, str, str]]:
         """The champion to beat, where a threshold is over it."""
         if self.champion is not None:
-            yield Outside("champion", "champion", self.champion)
+            yield ("champion", "champion", self.champion)

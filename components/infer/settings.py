@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from components.settings import Generation, Outside, StepSettings
+from components.settings import Generation, StepSettings
 
 
 class InferSettings(StepSettings):
@@ -17,7 +17,7 @@ class InferSettings(StepSettings):
     generation: Generation = Generation()
     """How responses are sampled, and how many at once."""
 
-    def sources(self) -> Iterator[Outside]:
+    def sources(self) -> Iterator[tuple[str, str, str]]:
         """The file of prompts, where there is one."""
         if self.prompts:
-            yield Outside("prompts", "file", self.prompts)
+            yield ("prompts", "file", self.prompts)

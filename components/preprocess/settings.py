@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from components.records import Dimension
-from components.settings import Group, Outside, StepSettings
+from components.settings import Group, StepSettings
 
 Format = Literal["auto", "response", "pair", "prompt", "messages", "hh", "safe-rlhf"]
 
@@ -54,8 +54,8 @@ class PreprocessSettings(StepSettings):
     test_share: float = Field(0.1, ge=0, lt=1)
     """Share of prompts kept for testing; chosen by a hash of the prompt, so all its rows go together."""
 
-    def sources(self) -> Iterator[Outside]:
+    def sources(self) -> Iterator[tuple[str, str, str]]:
         """The sources of every kind."""
         for kind in ("demonstrations", "preferences", "prompts"):
             for number, source in enumerate(getattr(self, kind)):
-                yield Outside(f"{kind}.{number}.path", "file", source.path)
+                yield (f"{kind}.{number}.path", "file", source.path)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from components.errors import InputError
-from components.sources import source_digests
+from components.sources import listed, source_digests
 from components.storage import put_text
 from pipeline.overrides import resolve
 from pipeline.settings import TASKS, Settings
@@ -18,9 +18,9 @@ def digests(settings: Settings, task: str) -> dict[str, str]:
 
 
 def test_only_these_steps_read_from_outside() -> None:
-    given = ["preprocess.prompts=p", "base.model=m", "evaluate.champion=c", "infer.prompts=i", "infer.prompts=i"]
+    given = ["preprocess.prompts=p", "base.model=m", "evaluate.champion=c", "infer.prompts=i"]
     settings = resolve([], given)
-    assert tuple(task for task in TASKS if task != "demo" and list(settings.step(task).sources())) == READERS
+    assert tuple(task for task in TASKS if task != "demo" and list(listed(settings.step(task)))) == READERS
 
 
 def test_new_data_behind_an_address_is_another_digest(store: str) -> None:
