@@ -77,7 +77,7 @@ def test_the_log_of_a_step_is_its_part_of_the_runs(folder: RunFolder) -> None:
     assert local_log(folder, "base") == "progress base 1/9\n"
     with pytest.raises(InputError, match="demo was taken from the cache"):
         local_log(folder, "demo")
-    with pytest.raises(InputError, match="'rl' did not run in .*; those that did: preprocess, base"):
+    with pytest.raises(InputError, match=r"'rl' did not run in .*; those that did: preprocess, base"):
         local_log(folder, "rl")
 
 
@@ -90,7 +90,7 @@ def test_settings_for_a_rerun_are_the_runs_own_with_a_new_word_for_the_step(fold
         assert after.pop("evaluate") == before["evaluate"] | {"num_prompts": 9}
         assert after == {key: value for key, value in before.items() if key != "evaluate"}
     assert len(words) == 2
-    with pytest.raises(InputError, match="sft.seed=1: with --step rl, settings of rl, evaluate, upload, deploy, infer"):
+    with pytest.raises(InputError, match=r"sft\.seed=1: with --step rl, settings of rl, evaluate, upload, deploy, infer"):
         settings_again(folder.path, "rl", ["sft.seed=1"])
 
 
