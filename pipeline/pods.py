@@ -20,15 +20,13 @@ OFFSET, PRIME = 2166136261, 16777619
 
 def pod_names(run: V2beta1Run, spec: Mapping[str, Any], task: str) -> list[str]:
     """The names that the pods of a task can have, the latest attempt first; none before anything was started."""
-    told = [node.pod_name for node in nodes_of(run) if node.display_name == task and node.pod_name]
     children = (child.pod_name for node in nodes_of(run) for child in node.child_tasks or [])
     workflow = next((name.rpartition("-")[0] for name in children if name), "")
-    derived = [] if not workflow else [
+    return [
         f"{workflow}-{template}-{fnv1a(f'{workflow}.{place}')}"
         for found, template, place in _places(spec, "root", spec.get("root", {}))
-        if found == task
-    ]  # fmt: skip
-    return [*told, *derived]
+        if found == task and workflow
+    ]
 
 
 def fnv1a(text: str) -> int:

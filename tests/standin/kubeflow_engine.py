@@ -47,7 +47,7 @@ class Engine:
             inputs = {} if stuck else self._inputs(task, parameters, artifacts, made)
             name = task["taskInfo"]["name"]
             if "dag" in component:
-                if stuck or not self.passes:
+                if stuck or ("condition" in task.get("triggerPolicy", {}) and not self.passes):
                     yield from _skipped(self.spec, component)
                 else:
                     yield from self._dag(component["dag"], inputs["parameters"], inputs["artifacts"])
@@ -131,5 +131,8 @@ def _ordered(tasks: Mapping[str, Any]) -> list[str]:
 
 def _skipped(spec: Mapping[str, Any], component: Any) -> Iterator[tuple[str, str]]:
     for task in component["dag"]["tasks"].values():
-        assert "dag" not in spec["components"][task["componentRef"]["name"]]
-        yield task["taskInfo"]["name"], "skipped"
+        below = spec["components"][task["componentRef"]["name"]]
+        if "dag" in below:
+            yield from _skipped(spec, below)
+        else:
+            yield task["taskInfo"]["name"], "skipped"

@@ -90,7 +90,7 @@ def test_settings_for_a_rerun_are_the_runs_own_with_a_new_word_for_the_step(fold
         assert after.pop("evaluate") == before["evaluate"] | {"num_prompts": 9}
         assert after == {key: value for key, value in before.items() if key != "evaluate"}
     assert len(words) == 2
-    with pytest.raises(InputError, match=r"sft\.seed=1: with --step rl, settings of rl, evaluate, upload, deploy, infer"):
+    with pytest.raises(InputError, match=r"sft\.seed=1: with --step rl, settings of rl, evaluate, upload, deploy"):
         settings_again(folder.path, "rl", ["sft.seed=1"])
 
 
