@@ -17,16 +17,25 @@ from pipeline import board
 from pipeline.cli import main
 from pipeline.fingerprints import code_fingerprints
 from pipeline.overrides import resolve
-from pipeline.settings import TASKS
+from pipeline.package import compiled
+from pipeline.settings import TASKS, Settings
 
 UUID = "[0-9a-f]{8}-[0-9a-f-]{27}"
 Plumbline = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
-def code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands for the code behind the tasks; reading all of it for every submission takes long."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code behind the tasks is not read and what is the same is not compiled again, for every submission."""
     monkeypatch.setattr("pipeline.orders.code_fingerprints", lambda settings: dict.fromkeys(settings.tasks(), "code"))
+    monkeypatch.setattr("pipeline.orders.compiled", compiled_once)
+
+
+def compiled_once(settings: Settings, code: dict[str, str], made: dict[str, str] = {}) -> str:  # noqa: B006  # a cache
+    key = f"{settings.model_dump_json()}{code}"
+    if key not in made:
+        made[key] = compiled(settings, code)
+    return made[key]
 
 
 @pytest.fixture
@@ -105,9 +114,12 @@ def test_the_code_behind_a_task_is_part_of_its_cache_key(
     assert code == code_fingerprints(resolve([Path("demo")]))["sft"]
     assert ran(kubeflow.execute(first)) == list(TASKS)
     assert ran(kubeflow.execute(submitted(plumbline))) == []
-    changed = code_fingerprints(resolve([Path("demo")])) | {"evaluate": "new"}
+    changed = code_fingerprints(resolve([Path("demo")])) | {"rl": "new", "base": "newer"}
     monkeypatch.setattr("pipeline.orders.code_fingerprints", lambda settings: changed)
-    assert ran(kubeflow.execute(submitted(plumbline))) == ["evaluate", "upload", "deploy", "infer"]
+    last = submitted(plumbline)
+    assert ran(kubeflow.execute(last)) == ["rl", "evaluate", "upload", "deploy", "infer"]
+    # what reads sources is told its fingerprint by the task that looks at them
+    assert constant(kubeflow, kubeflow.runs[last], "sources", "code")["base"] == "newer"
 
 
 def constant(kubeflow: KubeflowStandIn, run: dict[str, Any], task: str, parameter: str) -> Any:
