@@ -65,7 +65,7 @@ def launch(
 
 
 def sourced_fingerprints(
-    settings: Mapping[str, Mapping[str, Any]], code: Mapping[str, str], demo: bool
+    settings: Mapping[str, Mapping[str, Any]], code: Mapping[str, object], demo: bool
 ) -> tuple[str, ...]:
     """For each task's settings a digest over its code and what it reads from outside; for a Kubeflow task.
 
@@ -75,7 +75,7 @@ def sourced_fingerprints(
 
     try:
         return tuple(
-            sourced_fingerprint(task, parse(settings_class(task), values, prefix=(task,)), code[task], demo)
+            sourced_fingerprint(task, parse(settings_class(task), values, prefix=(task,)), str(code[task]), demo)
             for task, values in settings.items()
         )
     except InputError as error:

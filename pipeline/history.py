@@ -13,7 +13,7 @@ from pipeline.logs import HEADING
 from pipeline.overrides import amend
 from pipeline.runs import RunFolder, shown
 from pipeline.screen import Screen
-from pipeline.summary import Result
+from pipeline.summary import Result, Status
 
 
 def show(path: Path, screen: Screen) -> None:
@@ -48,7 +48,7 @@ def _so_far(folder: RunFolder, tasks: tuple[str, ...]) -> Iterator[Result]:
     for task in tasks:
         record = folder.recorded(task)
         if record:
-            how = record["status"] if record["status"] in ("succeeded", "cached") else "failed"
+            how: Status = record["status"] if record["status"] in ("succeeded", "cached") else "failed"
             yield Result(task, how, record["seconds"], record.get("metrics", {}), error=record.get("error", ""))
         else:
             yield Result(task, "running" if started[-1:] == [task] else "waiting")
