@@ -25,7 +25,10 @@ STEPS = {
 }
 VOCABULARY = {f"components.{name}" for name in ("settings", "records", "errors")}
 LAUNCHERS = {"components.launch", "components.__main__"}
-LIGHT = ("artifacts", "champion", "launch", "mlflow_run", "outputs", "parsing", "sources", "storage", "termination", "tracking")
+LIGHT = (
+    "artifacts", "champion", "launch", "mlflow_run", "outputs", "parsing", "sources", "storage", "termination",
+    "tracking",
+)
 OPEN_TO_PIPELINE = VOCABULARY | {f"components.{name}" for name in LIGHT}
 HEAVY = {
     "accelerate", "datasets", "deepspeed", "google.cloud", "matplotlib", "mlflow", "numpy", "pandas", "peft",
