@@ -31,10 +31,18 @@ def run(settings: DeploySettings, *, release: Path, deployment: Path) -> Metrics
     deployed.write(deployment)
     if deployed.applied:
         promote(published.name, published.digest)
-        name_champion(published.uri, published.digest)
+        _crown(published)
     parents = {"release": release}
     write_manifest(deployment, "deployment", settings=settings.model_dump(mode="json"), parents=parents)
     return {"deploy/applied": float(deployed.applied)}
+
+
+def _crown(release: Release) -> None:
+    """Name what is served now as the champion; it is served all the same where that cannot be written."""
+    try:
+        name_champion(release.uri, release.digest)
+    except InputError as error:
+        logger.warning("%s: thresholds over the champion are still over the one before", error)
 
 
 def _locally(release: Release, serving_dir: str) -> Deployment:
