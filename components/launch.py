@@ -64,6 +64,26 @@ def launch(
     return values
 
 
+def sourced_fingerprints(
+    settings: Mapping[str, Mapping[str, Any]], code: Mapping[str, object], demo: bool
+) -> tuple[str, ...]:
+    """For each task's settings a digest over its code and what it reads from outside; for a Kubeflow task.
+
+    A source that is not there ends the process with its message alone.
+    """
+    from components.sources import sourced_fingerprint
+
+    try:
+        return tuple(
+            sourced_fingerprint(task, parse(settings_class(task), values, prefix=(task,)), str(code[task]), demo)
+            for task, values in settings.items()
+        )
+    except InputError as error:
+        exit_code, line = ending(error, "sources")
+        print(line, file=sys.stderr)
+        sys.exit(exit_code)
+
+
 def ending(error: BaseException, task: str) -> tuple[int, str]:
     """The exit code and the one line for an end that needs no traceback, one of EXPECTED.
 

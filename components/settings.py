@@ -16,10 +16,12 @@ class Group(BaseModel):
 
 
 class StepSettings(Group):
-    """What every step has: a seed, from which it derives every random choice."""
+    """What every step has: a seed, from which it derives every random choice, and a word to run again."""
 
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of this step's random choices; below 2^31, because Kubeflow carries numbers as doubles."""
+    rerun: str | None = Field(None, min_length=1)
+    """Another word than before makes the step run again, and what follows it, although nothing else has changed."""
 
 
 class Optimizer(Group):

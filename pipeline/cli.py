@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from components.errors import InputError
 from components.launch import EXPECTED, ending
-from components.storage import refuse_remote
+from pipeline import kubeflow, schedules
+from pipeline.options import Configs, Overrides, RunsDir, ServingDir, runs_folder
 
 app = typer.Typer(
     help="RLHF on Kubeflow: from raw human feedback to an aligned, evaluated, deployed model.",
@@ -17,18 +19,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Configs = Annotated[
-    list[str],
-    typer.Option("--config", "-c", help="YAML file, also on gs://, or demo, hh, ...; give it again for overlays."),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as rl.algorithm.kl_coef=0.02."),
-]
-ServingDir = Annotated[str, typer.Option("--dir", help="The folder that deploy publishes to.")]
-LOCAL_RUNS = "where the runner's processes, its cache and its database can write"
-RunsDir = Annotated[str, typer.Option(help="Where runs, cache and tracking lie.")]
+app.add_typer(kubeflow.app)
+app.add_typer(schedules.app, name="schedule")
 
 
 def main() -> None:
@@ -42,29 +34,15 @@ def main() -> None:
 
 
 @app.command()
-def run(
-    config: Configs,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = "runs",
-) -> None:
+def run(config: Configs, overrides: Overrides = None, runs_dir: RunsDir = "runs") -> None:
     """Run the whole pipeline on this machine."""
-    from pipeline.dag import build
-    from pipeline.fingerprints import fingerprints
-    from pipeline.local import Plan
     from pipeline.local import run as run_locally
     from pipeline.overrides import resolve
-    from pipeline.promotion import anchored
+    from pipeline.plans import plan
     from pipeline.screen import Screen
 
-    place = refuse_remote(runs_dir, "--runs-dir", LOCAL_RUNS)
-    settings = anchored(resolve(config, overrides or ()))
-    plan = Plan(
-        pipeline=build(settings, fingerprints=fingerprints(settings)),
-        name=settings.name,
-        tasks=settings.tasks(),
-        settings=settings.model_dump(mode="json", exclude_none=True),
-    )
-    raise typer.Exit(run_locally(plan, place, Screen()))
+    place = runs_folder(runs_dir)
+    raise typer.Exit(run_locally(plan(resolve(config, overrides or ())), place, Screen()))
 
 
 @app.command("compile")
@@ -124,19 +102,25 @@ def serve(
 
 
 @app.command()
-def rollback(
-    serving: ServingDir = "serving",
-    runs_dir: RunsDir = "runs",
-) -> None:
+def rollback(serving: ServingDir = "serving", runs_dir: RunsDir = "runs") -> None:
     """Serve the version again that was served before; once more switches forth again."""
+    from components.champion import move_champion
     from components.serving.folder import name_champion
     from components.serving.folder import rollback as switch_back
+    from components.storage import local_path
     from pipeline.ledger import registry_environment
     from pipeline.surroundings import environment
 
-    place = refuse_remote(runs_dir, "--runs-dir", LOCAL_RUNS)
+    place = runs_folder(runs_dir)
     served = switch_back(serving)
     print(f"{serving} serves {served.version}")
+    try:
+        moved = move_champion(local_path(serving) / served.path)
+    except InputError as error:
+        print(f"The champion that candidates must beat was not moved: {error}")
+    else:
+        if moved:
+            print(f"{moved}: the champion is {served.version}")
     with environment(registry_environment(place)):
         number = name_champion(served)
     if number is None:

@@ -3,7 +3,8 @@
 Every step has one dict parameter with its settings, so Kubeflow's run form shows a box per step and a task's
 cache key depends on its own settings, its inputs and the fingerprint of the code behind it. The algorithm
 decides the shape at compile time; the one condition Kubeflow itself evaluates is the gate. For a cluster the tasks
-have parameters for their hardware too (`resources.py`), and one more task says how the run ended.
+have parameters for their hardware too (`resources.py`); one more task looks at the sources first, and one says how
+the run ended.
 """
 
 import inspect
@@ -25,14 +26,16 @@ from components.sft.component import sft
 from components.upload.component import upload
 from components.validate.component import validate
 from pipeline.resources import Equip, Equipment
-from pipeline.settings import NOTIFY, Settings
+from pipeline.settings import NOTIFY, SOURCES, Settings
+from pipeline.sources import READERS, sources
 
 
 def build(settings: Settings, *, fingerprints: Mapping[str, str] | None = None, equip: Equip | None = None) -> Any:
     """The Kubeflow pipeline of the settings, ready to compile or to run locally.
 
     `fingerprints` (by task) enter the cache keys; `equip` puts on the tasks what the place they run at asks for. On a
-    cluster the run has parameters for it, and a last task.
+    cluster the run has parameters for it, a task that looks at the sources first (a run on this machine has looked
+    before it starts), and one that says at the end how it went.
     """
     tasks = settings.tasks()
     defaults = {task: settings.step(task).model_dump(mode="json", exclude_none=True) for task in tasks}
@@ -46,7 +49,9 @@ def build(settings: Settings, *, fingerprints: Mapping[str, str] | None = None, 
             _wire(_Nodes(given, fingerprints or {}, equip), settings.rl.teachers)
         else:
             with dsl.ExitHandler(_ending(settings.name, cluster), "run"):
-                _wire(_Nodes(given, fingerprints or {}, cluster.given(given)), settings.rl.teachers)
+                nodes = _Nodes(given, fingerprints or {}, cluster.given(given))
+                nodes.watch_sources()
+                _wire(nodes, settings.rl.teachers)
 
     wire.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # kfp reads the parameters from here
         [
@@ -74,7 +79,8 @@ class _Nodes:
 
     def __init__(self, parameters: Mapping[str, Any], fingerprints: Mapping[str, str], equip: Equip | None) -> None:
         """`parameters` are the run's, by name: a task's own has its settings."""
-        self.parameters, self.fingerprints, self.equip = parameters, fingerprints, equip
+        self.parameters, self.equip = parameters, equip
+        self.fingerprints: Mapping[str, Any] = fingerprints
 
     def __contains__(self, task: str) -> bool:
         return task in self.parameters
@@ -90,6 +96,18 @@ class _Nodes:
         if self.equip is not None:
             self.equip(task, node)
         return node
+
+    def watch_sources(self) -> None:
+        """Put what is behind the addresses when a run starts into the fingerprints of the tasks that read it."""
+        found = sources(
+            **{task: self.parameters[task] for task in READERS},
+            code={task: self.fingerprints.get(task, "") for task in READERS},
+            demo="demo" in self,
+        )
+        found.set_display_name(SOURCES).set_caching_options(False)
+        if self.equip is not None:
+            self.equip(SOURCES, found)
+        self.fingerprints = {**self.fingerprints, **{task: found.outputs[task] for task in READERS}}
 
 
 def _wire(nodes: _Nodes, teachers: Sequence[str]) -> None:

@@ -6,13 +6,13 @@ imports with `ast`, without importing anything.
 
 import ast
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.metadata import entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from components.artifacts import file_sha256, json_digest
-from components.errors import InputError
-from components.storage import fingerprint, is_remote, local_path
+from components.sources import sourced_fingerprint
 from pipeline.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -25,14 +25,21 @@ def fingerprints(settings: Settings) -> dict[str, str]:
 
     Raises InputError for a file or folder that is not there.
     """
+    return {
+        task: sourced_fingerprint(task, settings.step(task), code, demo=settings.demo is not None)
+        for task, code in code_fingerprints(settings).items()
+    }
+
+
+def code_fingerprints(settings: Settings) -> dict[str, str]:
+    """A digest for every task, of its code and the libraries alone: a cluster's run looks at its sources itself."""
     libraries = {name: version(name) for name in LIBRARIES}
     digests = {}
     for task in settings.tasks():
         named = [file for name in _functions(settings, task) for file in _file_of(name)]
         files = code_files(STEP_OF_TASK.get(task, task), also=named)
         code = {_name(path): file_sha256(path) for path in files}
-        sources = dict(_sources(settings, task))
-        digests[task] = json_digest({"code": code, "libraries": libraries, "sources": sources})
+        digests[task] = json_digest({"code": code, "libraries": libraries})
     return digests
 
 
@@ -77,16 +84,20 @@ def _name(path: Path) -> str:
 
 def _imported(path: Path, root: Path) -> Iterator[Path]:
     """The files of `components/` that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for name in _names(path.read_text(encoding="utf-8")):
+        yield from _files(name, root)
+
+
+@cache
+def _names(source: str) -> tuple[str, ...]:
+    """The modules of `components` that a source imports; most sources are read for several tasks."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            if name.split(".")[0] == "components":
-                yield from _files(name, root)
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(name for name in names if name.split(".")[0] == "components")
 
 
 def _files(module: str, root: Path) -> Iterator[Path]:
@@ -95,38 +106,3 @@ def _files(module: str, root: Path) -> Iterator[Path]:
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.exists():
             yield candidate
-
-
-def _sources(settings: Settings, task: str) -> Iterator[tuple[str, str]]:
-    """The key and the digest of every file or folder outside the pipeline that a task reads."""
-    if task == "preprocess":
-        yield from _preprocess_sources(settings)
-    elif task == "base":
-        if settings.base.text and _lies_outside(settings, settings.base.text):
-            yield "base.text", _digest("base.text", settings.base.text)
-        elif settings.base.model and (is_remote(settings.base.model) or local_path(settings.base.model).is_dir()):
-            yield "base.model", _digest("base.model", settings.base.model)
-    elif task == "infer" and settings.infer.prompts:
-        yield "infer.prompts", _digest("infer.prompts", settings.infer.prompts)
-
-
-def _preprocess_sources(settings: Settings) -> Iterator[tuple[str, str]]:
-    """The digests of preprocess's sources."""
-    for kind in ("demonstrations", "preferences", "prompts"):
-        for number, source in enumerate(getattr(settings.preprocess, kind)):
-            key = f"preprocess.{kind}.{number}.path"
-            if _lies_outside(settings, source.path):
-                yield key, _digest(key, source.path)
-
-
-def _lies_outside(settings: Settings, address: str) -> bool:
-    """Whether an address is no file of the demo world's, which are covered by their own task."""
-    return settings.demo is None or is_remote(address) or local_path(address).exists()
-
-
-def _digest(key: str, address: str) -> str:
-    """The digest of what is at an address. Raises InputError naming the key when nothing is."""
-    try:
-        return fingerprint(address)
-    except InputError as error:
-        raise InputError(f"{key}: {error}") from None

@@ -128,6 +128,8 @@ MODEL = TaskResources(gpus=1, cpu="8", memory="64Gi", shm="16Gi")
 class Resources(Group):
     """What each task asks of the cluster: a GPU where a model runs."""
 
+    sources: TaskResources = LIGHT
+    """Digests files of the data as they are when the run starts. A run cannot change it."""
     demo: TaskResources = LIGHT
     """Writes a few files."""
     preprocess: TaskResources = DATA
@@ -169,6 +171,6 @@ class Images(Group):
     """The container images of the tasks; a local run uses none."""
 
     pipeline: str = Field("plumbline/pipeline:0.1.0", pattern=IMAGE)
-    """For tasks that handle files: demo, preprocess, validate, upload, deploy, notify."""
+    """For tasks that handle files: sources, demo, preprocess, validate, upload, deploy, notify."""
     train: str = Field("plumbline/train:0.1.0", pattern=IMAGE)
     """For tasks that run a model: base, sft, reward, cost, rl, evaluate, infer."""

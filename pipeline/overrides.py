@@ -34,7 +34,21 @@ def resolve(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Setti
         found = find_config(name)
         layers.add(read_document(found), f"in {name if is_remote(name) else found}")
     layers.add(_tree(overrides), COMMAND_LINE)
-    return parse(Settings, _seeded(layers.tree), origin=layers.origin)
+    return _with_champion(parse(Settings, _seeded(layers.tree), origin=layers.origin))
+
+
+def amend(values: Mapping[str, Any], overrides: Sequence[str], where: str) -> tuple[dict[str, Any], Settings]:
+    """Values of an earlier run with the overrides merged in, and the settings that they describe.
+
+    `where` says in messages where the values are from. Raises InputError as `resolve` does.
+    """
+    layers = _Layers()
+    layers.add(values, where)
+    layers.add(_tree(overrides), COMMAND_LINE)
+    settings = _with_champion(parse(Settings, layers.tree, origin=layers.origin))
+    if settings.evaluate.champion is not None:
+        layers.tree["evaluate"]["champion"] = settings.evaluate.champion
+    return layers.tree, settings
 
 
 def find_config(name: str) -> Path:
@@ -130,3 +144,12 @@ def _seeded(tree: dict[str, Any]) -> dict[str, Any]:
         if isinstance(given, Mapping):
             seeded[task] = {"seed": tree["seed"], **given}
     return seeded
+
+
+def _with_champion(settings: Settings) -> Settings:
+    """The settings, thresholds over the champion knowing where it is published: where upload publishes."""
+    evaluate, upload = settings.evaluate, settings.upload
+    if evaluate.champion is not None or not any(bound.over for bound in evaluate.thresholds.values()):
+        return settings
+    place = f"{upload.registry.rstrip('/')}/{upload.name}"
+    return settings.model_copy(update={"evaluate": evaluate.model_copy(update={"champion": place})})

@@ -15,14 +15,15 @@ DEPLOYMENT = "deployment/deployment.json"
 
 
 def anchored(settings: Settings) -> Settings:
-    """The settings with the folders of checkpoints, upload and deploy as absolute paths.
+    """The settings with the folders of checkpoints, champion, upload and deploy as absolute paths.
 
     A run from another folder then has another cache key, and what was cached is looked for where it was put.
     """
-    upload, deploy = settings.upload, settings.deploy
+    upload, deploy, evaluate = settings.upload, settings.deploy, settings.evaluate
     return settings.model_copy(
         update={
             "checkpoints": settings.checkpoints and _absolute(settings.checkpoints),
+            "evaluate": evaluate.model_copy(update={"champion": evaluate.champion and _absolute(evaluate.champion)}),
             "upload": upload.model_copy(update={"registry": _absolute(upload.registry)}),
             "deploy": deploy.model_copy(update={"serving_dir": _absolute(deploy.serving_dir)}),
         }

@@ -5,7 +5,7 @@ person who clones a run in Kubeflow's form can give a task other hardware withou
 by Kubeflow's driver: container fields out of the task's inputs, which makes them a part of its cache key (a task with
 another image, CPU, memory or number of GPUs runs again), node selector and tolerations out of the pipeline's own,
 which does not. What Kubeflow resolves at compile time alone is fixed: /dev/shm, retries, time-outs, variables, names
-of secrets, the user, and all that the last task (`notify`) asks.
+of secrets, the user, and what `sources` and `notify` ask.
 """
 
 from collections.abc import Callable, Mapping

@@ -33,7 +33,12 @@ STYLES = {
     "skipped": "dim",
     "failed": "bold red",
     "rejected": "yellow",
+    "canceled": "yellow",
+    "running": "bold",
+    "waiting": "dim",
 }
+UNTIMED = ("skipped", "waiting")
+"""The states in which a task has taken no time."""
 ALERT_STYLE = "yellow"
 PROGRESS_LINE = re.compile(r"^\s*progress (?P<label>.+?) (?P<done>\d+)/(?P<total>\d+)(?P<values>(?: \S+=\S+)*)\s*$")
 ALERT_LINE = re.compile(r"\bWARNING\b.*?: alert (?P<name>\S+) at (?P<update>\d+): (?P<message>.+)$")
@@ -115,24 +120,33 @@ class Screen:
         self._bar.end()
 
     def table(self, status: str, seconds: float, results: Iterable[Result]) -> None:
-        """All tasks once more, and how the run ended."""
-        self.line(f"\n{'step':<11}{'status':<11}{'time':>8}")
-        for result in results:
-            text = Text(f"{result.task:<11}")
-            text.append(f"{result.status:<11}", STYLES[result.status])
-            text.append(f"{duration(result.seconds) if result.status != 'skipped' else '':>8}   ")
-            text.append(telling(result))
-            text.rstrip()
-            self.console.print(text)
-            if result.alerts:
-                self.console.print(Text(f"{'':<11}{alerted(result)}", ALERT_STYLE))
-        self.console.print(Text(f"\n{status} in {duration(seconds)}", STYLES[status]))
+        """All tasks once more, and how the run ended or how long it has been going on."""
+        self.line("")
+        for row in rows(results):
+            self.console.print(row)
+        word = "for" if status == "running" else "in"
+        self.console.print(Text(f"\n{status} {word} {duration(seconds)}", STYLES[status]))
 
     def paths(self, places: Mapping[str, Any]) -> None:
         """Where to look: a name and a place per line, those without a place left out."""
         for name, place in places.items():
             if place:
                 self.line(f"  {name:<9}{place}")
+
+
+def rows(results: Iterable[Result]) -> list[Text]:
+    """The lines of a table of tasks, its head included."""
+    table = [Text(f"{'step':<11}{'status':<11}{'time':>8}")]
+    for result in results:
+        text = Text(f"{result.task:<11}")
+        text.append(f"{result.status:<11}", STYLES[result.status])
+        text.append(f"{'' if result.status in UNTIMED else duration(result.seconds):>8}   ")
+        text.append(telling(result))
+        text.rstrip()
+        table.append(text)
+        if result.alerts:
+            table.append(Text(f"{'':<11}{alerted(result)}", ALERT_STYLE))
+    return table
 
 
 def telling(result: Result) -> str:

@@ -72,7 +72,7 @@ class Secret(Group):
     mount: str = Field("", pattern=r"^$|^(/[A-Za-z0-9._-]+)+$")
     """The folder in which each of its keys is a file: /var/secrets/gcs."""
     tasks: tuple[str, ...] = ()
-    """The tasks that get it, notify among them; empty stands for all."""
+    """The tasks that get it, sources and notify among them; empty stands for all."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:

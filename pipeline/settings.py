@@ -33,6 +33,8 @@ TASKS = (
     "deploy",
     "infer",
 )
+SOURCES = "sources"
+"""The task that a cluster runs first; a local run looks at its sources before it starts."""
 NOTIFY = "notify"
 """The task that a cluster runs last, however the others ended; a local run says itself how it ended."""
 
@@ -137,7 +139,7 @@ class Settings(Group):
     @model_validator(mode="after")
     def _surroundings(self) -> Self:
         """Every task's variables and files can be put in place."""
-        if problem := next(contradictions(self.secrets, self.environment, (*TASKS, NOTIFY)), ""):
+        if problem := next(contradictions(self.secrets, self.environment, (SOURCES, *TASKS, NOTIFY)), ""):
             raise ValueError(problem)
         return self
 

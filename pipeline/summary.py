@@ -12,13 +12,13 @@ from components.errors import InputError
 from components.tracking import ALERTS_FILE
 from pipeline.promotion import DEPLOYMENT, RELEASE
 
-Status = Literal["succeeded", "cached", "skipped", "failed"]
+Status = Literal["succeeded", "cached", "skipped", "failed", "running", "waiting"]
 GATE = "gate/passed"
 
 
 @dataclass(frozen=True)
 class Result:
-    """How one task ended."""
+    """How one task ended, or how it is while its run goes on."""
 
     task: str
     status: Status

@@ -1,5 +1,6 @@
 """Settings of the base step."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -33,3 +34,10 @@ class BaseSettings(StepSettings):
         compute=Compute(dtype="fp32"),
     )
     """How the small model is trained; unused when a model is given."""
+
+    def sources(self) -> Iterator[tuple[str, str, str]]:
+        """The model, or the text that one is trained from."""
+        if self.model:
+            yield ("model", "model", self.model)
+        elif self.text:
+            yield ("text", "file", self.text)

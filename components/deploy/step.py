@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from components.artifacts import Metrics, read_manifest, write_manifest
+from components.champion import name_champion
 from components.deploy.kserve import apply, inference_service, service_name
 from components.deploy.settings import DeploySettings, KServe
 from components.errors import InputError
@@ -30,9 +31,18 @@ def run(settings: DeploySettings, *, release: Path, deployment: Path) -> Metrics
     deployed.write(deployment)
     if deployed.applied:
         promote(published.name, published.digest)
+        _crown(published)
     parents = {"release": release}
     write_manifest(deployment, "deployment", settings=settings.model_dump(mode="json"), parents=parents)
     return {"deploy/applied": float(deployed.applied)}
+
+
+def _crown(release: Release) -> None:
+    """Name what is served now as the champion; it is served all the same where that cannot be written."""
+    try:
+        name_champion(release.uri, release.digest)
+    except InputError as error:
+        logger.warning("%s: thresholds over the champion are still over the one before", error)
 
 
 def _locally(release: Release, serving_dir: str) -> Deployment:

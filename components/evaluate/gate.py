@@ -1,9 +1,11 @@
 """The gate: which thresholds a policy meets, and whether they are about numbers that exist."""
 
 import difflib
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from components.champion import Champion
 from components.errors import InputError
 from components.evaluate.measures import Measures
 from components.evaluate.settings import Bound
@@ -19,9 +21,11 @@ class Check:
     value: float
     """NaN where nothing could be measured."""
     bound: dict[str, float]
-    """min, max or both."""
+    """min, max or both; over a champion, its number is added."""
     at: str
     passed: bool
+    over: str = ""
+    """The version of the champion that the bound is over; empty: over none."""
 
 
 def check_names(
@@ -41,18 +45,34 @@ def check_names(
             )
 
 
-def checks(thresholds: Mapping[str, Bound], measures: Measures) -> list[Check]:
-    """Each threshold held against its number; what could not be measured never passes."""
-    return [_check(metric, bound, measures) for metric, bound in thresholds.items()]
+def check_champion(thresholds: Mapping[str, Bound], champion: Champion | None) -> None:
+    """Raises InputError for a threshold over a champion whose evaluation had no such number."""
+    for metric, bound in thresholds.items():
+        if bound.over and champion is not None and metric not in champion.metrics:
+            raise InputError(
+                f"{KEY}: the champion {champion.version} was evaluated without {metric}, so nothing can be over it; "
+                f"accepted: {', '.join(sorted(champion.metrics))}. Leave 'over' out here until a version that was "
+                "evaluated with it is served."
+            )
 
 
-def _check(metric: str, bound: Bound, measures: Measures) -> Check:
+def checks(thresholds: Mapping[str, Bound], measures: Measures, champion: Champion | None = None) -> list[Check]:
+    """Each threshold held against its number; what could not be measured never passes.
+
+    A threshold over the champion passes where there is none yet.
+    """
+    return [_check(metric, bound, measures, champion) for metric, bound in thresholds.items()]
+
+
+def _check(metric: str, bound: Bound, measures: Measures, champion: Champion | None) -> Check:
     interval = measures.interval(metric)
     value = measures.points[metric] if interval is None else getattr(interval, bound.at)
-    limits = {"min": bound.min, "max": bound.max}
-    passed = (bound.min is None or value >= bound.min) and (bound.max is None or value <= bound.max)
-    given = {name: limit for name, limit in limits.items() if limit is not None}
-    return Check(metric, value, given, bound.at, passed)
+    if bound.over and champion is None:
+        return Check(metric, value, {}, bound.at, passed=not math.isnan(value), over=bound.over)
+    base = champion.metrics[metric] if bound.over and champion is not None else 0.0
+    given = {name: base + margin for name, margin in (("min", bound.min), ("max", bound.max)) if margin is not None}
+    passed = given.get("min", -math.inf) <= value <= given.get("max", math.inf)
+    return Check(metric, value, given, bound.at, passed, champion.version if bound.over and champion else "")
 
 
 def _unknown(metric: str, names: list[str], categories: Collection[str], known: Collection[str]) -> str:

@@ -134,6 +134,13 @@ class Report:
             )
         if not self.settings.thresholds:
             yield "No thresholds are set (evaluate.thresholds), so any policy passes."
+        if over := [check for check in self.checks if check.over]:
+            names = ", ".join(check.metric for check in over)
+            yield (
+                f"There is no champion yet, so nothing had to be better than it in {names}."
+                if not over[0].bound
+                else f"What was asked of {names} is a margin over the champion, version {over[0].over}."
+            )
         generation = self.settings.generation
         if generation.temperature == 0 or generation.top_p < 1 or generation.top_k:
             yield (

@@ -14,9 +14,10 @@ from components.artifacts import (
     read_manifest,
     write_manifest,
 )
+from components.champion import Champion, read_champion
 from components.errors import InputError
 from components.evaluate.contestants import Contestant, common_tokenizer, divergence, observe
-from components.evaluate.gate import check_names, checks
+from components.evaluate.gate import check_champion, check_names, checks
 from components.evaluate.judges import Judge
 from components.evaluate.measures import distinct, measure, measurements, point_names
 from components.evaluate.report import Report
@@ -57,6 +58,7 @@ def run(
     measured = measurements(cost=cost is not None, judge=judge is not None)
     categories = {prompt.category for prompt in prompts if prompt.category is not None}
     check_names(settings.thresholds, measured, point_names(), categories)
+    champion = _champion(settings)
     logger.info(
         "evaluate: %d of %d test prompts, judge: %s", len(prompts), len(available), judge and judge.name
     )
@@ -64,7 +66,7 @@ def run(
     answers = _answers(prompts, [*ours.responses, *theirs.responses], reward, cost, judge)
     samples = _samples(settings, prompts, ours, theirs, answers)
     measures = measure(samples, _points(ours, theirs), cost=cost is not None, judge=judge is not None)
-    results = checks(settings.thresholds, measures)
+    results = checks(settings.thresholds, measures, champion)
     page = Report(settings, samples, measures, results, len(available), _training_scorers(folders)).write(
         report
     )
@@ -80,6 +82,24 @@ def run(
     passed = all(check.passed for check in results)
     logger.info("evaluate: %s; report in %s", "passed" if passed else "rejected", page)
     return measures.flat() | {"eval/num_prompts": float(len(prompts)), "gate/passed": float(passed)}
+
+
+def _champion(settings: EvaluateSettings) -> Champion | None:
+    """What thresholds over the champion are over; None without such thresholds, or when nothing was served yet.
+
+    Raises InputError when it cannot be read, or was evaluated without what a threshold asks for.
+    """
+    if not any(bound.over for bound in settings.thresholds.values()):
+        return None
+    if settings.champion is None:
+        raise InputError(
+            "evaluate.champion is missing, and thresholds are over the champion; set it to <upload.registry>/"
+            "<upload.name>."
+        )
+    champion = read_champion(settings.champion)
+    check_champion(settings.thresholds, champion)
+    logger.info("evaluate: champion at %s: %s", settings.champion, champion.version if champion else "none yet")
+    return champion
 
 
 def _check_kinds(folders: Mapping[str, Path]) -> None:

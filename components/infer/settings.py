@@ -1,5 +1,7 @@
 """Settings of the infer step."""
 
+from collections.abc import Iterator
+
 from pydantic import Field
 
 from components.settings import Generation, StepSettings
@@ -14,3 +16,8 @@ class InferSettings(StepSettings):
     """How many of the data's test prompts are answered; a file of your own is answered whole."""
     generation: Generation = Generation()
     """How responses are sampled, and how many at once."""
+
+    def sources(self) -> Iterator[tuple[str, str, str]]:
+        """The file of prompts, where there is one."""
+        if self.prompts:
+            yield ("prompts", "file", self.prompts)

@@ -1,6 +1,6 @@
 """Settings of preprocess: which files hold the feedback, in what proportions, and how they are split."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -53,3 +53,9 @@ class PreprocessSettings(StepSettings):
     """What a preference judges when neither its row nor its source says so."""
     test_share: float = Field(0.1, ge=0, lt=1)
     """Share of prompts kept for testing; chosen by a hash of the prompt, so all its rows go together."""
+
+    def sources(self) -> Iterator[tuple[str, str, str]]:
+        """The sources of every kind."""
+        for kind in ("demonstrations", "preferences", "prompts"):
+            for number, source in enumerate(getattr(self, kind)):
+                yield (f"{kind}.{number}.path", "file", source.path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from components.artifacts import MANIFEST, Metrics, ModelCard, read_json, verify_manifest, write_manifest
+from components.champion import EVALUATION, evaluation_text
 from components.errors import InputError
 from components.registry import register
 from components.release import Release, version_of
@@ -80,14 +81,15 @@ def _address(settings: UploadSettings) -> str:
 def _stage(
     settings: UploadSettings, model: Path, report: Path, evaluation: dict[str, Any], staged: Path
 ) -> None:
-    """Put the version together: links to the model's files, which may be large, and the card."""
+    """Put the version together: links to the model's files, which may be large, the card and the numbers."""
     for path in sorted(model.rglob("*")):
         name = path.relative_to(model)
         if path.is_dir():
             (staged / name).mkdir()
-        elif name.as_posix() not in (MANIFEST, CARD_FILE):
+        elif name.as_posix() not in (MANIFEST, CARD_FILE, EVALUATION):
             (staged / name).symlink_to(path.resolve())
     (staged / CARD_FILE).write_text(model_card(settings.name, model, report, evaluation), encoding="utf-8")
+    (staged / EVALUATION).write_text(evaluation_text(evaluation), encoding="utf-8")
 
 
 def _describe(settings: UploadSettings, model: Path, report: Path, staged: Path) -> str:

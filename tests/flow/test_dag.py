@@ -80,16 +80,17 @@ def test_tasks_wait_for_what_they_read_and_training_for_validation(tmp_path: Pat
     assert after == {
         "notify": {"run"},
         "run": set(),
+        "sources": set(),
         "demo": set(),
-        "preprocess": {"demo"},
-        "base": {"demo", "preprocess"},
+        "preprocess": {"demo", "sources"},
+        "base": {"demo", "preprocess", "sources"},
         "validate": {"base", "preprocess"},
         "sft": {"base", "preprocess", "validate"},
         "reward": {"preprocess", "sft"},
         "cost": {"preprocess", "sft"},
         "rl": {"cost", "preprocess", "reward", "sft"},
-        "evaluate": {"cost", "preprocess", "reward", "rl", "sft"},
-        "passed": {"cost", "evaluate", "preprocess", "reward", "rl"},
+        "evaluate": {"cost", "preprocess", "reward", "rl", "sft", "sources"},
+        "passed": {"cost", "evaluate", "preprocess", "reward", "rl", "sources"},
         "upload": set(),
         "deploy": {"upload"},
         "infer": {"deploy", "upload"},
@@ -116,7 +117,7 @@ def test_without_a_cost_limit_there_is_no_cost_task(tmp_path: Path) -> None:
 def test_every_task_has_one_dict_parameter_with_its_settings(tmp_path: Path) -> None:
     spec = compiled(tmp_path, "rl.rollouts=17")
     steps = {name: parameter for name, parameter in parameters(spec).items() if "_" not in name}
-    assert set(steps) == set(nodes(spec)) - {*GROUPS, "notify"}
+    assert set(steps) == set(nodes(spec)) - {*GROUPS, "notify", "sources"}
     assert {parameter["parameterType"] for parameter in steps.values()} == {"STRUCT"}
     assert steps["rl"]["defaultValue"]["rollouts"] == 17
     assert steps["cost"]["defaultValue"]["kind"] == "cost"
@@ -268,6 +269,22 @@ def test_training_tasks_know_where_their_checkpoints_are_kept_between_attempts(t
     told = {task for task in set(nodes(spec)) - GROUPS if place in container(spec, task)["env"]}
     assert told == {"base", "sft", "reward", "cost", "rl"}
     assert "PLUMBLINE_CHECKPOINTS" not in environment(compiled(tmp_path, config="demo"), "sft")
+
+
+def test_the_sources_are_looked_at_on_a_cluster_before_what_reads_them_and_never_cached(tmp_path: Path) -> None:
+    spec = compiled(tmp_path, "resources.sources.memory=3Gi")
+    found = nodes(spec)
+    assert "enableCache" not in found["sources"].get("cachingOptions", {})
+    told = {
+        name: node["inputs"]["parameters"]["fingerprint"]["taskOutputParameter"]["outputParameterKey"]
+        for name, node in found.items()
+        if "taskOutputParameter" in node["inputs"].get("parameters", {}).get("fingerprint", {})
+    }
+    assert told == {"preprocess": "preprocess", "base": "base", "evaluate": "evaluate"}
+    # behind the gate the value comes through the gate
+    assert "sources-infer" in found["infer"]["inputs"]["parameters"]["fingerprint"]["componentInputParameter"]
+    assert container(spec, "sources")["image"] == "plumbline/pipeline:0.1.0"
+    assert container(spec, "sources")["resources"]["resourceMemoryLimit"] == "3Gi"
 
 
 def test_fingerprints_enter_the_tasks_and_nothing_of_a_cluster_does_without_one(tmp_path: Path) -> None:

@@ -133,10 +133,10 @@ def tell(model: Input[Model], task: str) -> None:
     (Path(model.path) / "told").write_text(os.environ["PLUMBLINE_CHECKPOINTS"])
 
 
-def gated(size: float = 2.0, minimum: float = 1.0, fingerprint: str = "") -> Plan:
+def gated(size: float = 2.0, minimum: float = 1.0, fingerprint: str = "", **more: str) -> Plan:
     @dsl.pipeline(name="gated")
     def pipeline() -> None:
-        model = grow(settings={"size": size}, fingerprint=fingerprint).outputs["model"]
+        model = grow(settings={"size": size, **more}, fingerprint=fingerprint).outputs["model"]
         judged = judge(model=model, minimum=minimum).set_display_name("evaluate")
         with dsl.If(judged.outputs["Output"] == True):  # noqa: E712
             publish(model=model).set_display_name("upload")
@@ -249,6 +249,7 @@ def test_other_settings_code_or_inputs_run_again_with_what_follows_and_nothing_e
         "grow": "cached", "evaluate": "succeeded", "upload": "cached",
     }  # fmt: skip
     assert set(statuses(run(gated(fingerprint="new"))[1]).values()) == {"succeeded"}
+    assert set(statuses(run(gated(rerun="a word"))[1]).values()) == {"succeeded"}  # as `plumbline rerun` does
 
 
 def test_a_rejected_candidate_is_a_successful_run_that_ships_nothing(run: Any) -> None:

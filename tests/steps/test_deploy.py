@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from components.deploy.settings import DeploySettings, KServe
 from components.errors import InputError
 from components.release import Deployment, Release, version_of
 from components.serving.folder import read_pointer, rollback
+from components.storage import update_text
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +25,18 @@ def without_cluster_and_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-kubeconfig"))
+
+
+@pytest.fixture(autouse=True)
+def without_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No object store is asked: there is none behind the releases' gs:// addresses."""
+
+    def update(address: str, change: Callable[[str | None], str | None]) -> None:
+        if address.startswith("gs://"):
+            raise InputError(f"{address}: no bucket")
+        update_text(address, change)
+
+    monkeypatch.setattr("components.champion.update_text", update)
 
 
 @pytest.fixture
@@ -52,6 +65,27 @@ def test_a_release_is_placed_and_named_by_the_pointer(settings: DeploySettings, 
     assert Deployment.read(tmp_path / "d") == Deployment(
         "local", release.version, release.digest, serving_dir=str(tmp_path / "serving")
     )
+
+
+def test_what_is_served_is_the_champion_of_its_registry(settings: DeploySettings, tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        folder, release = released(tmp_path, content)
+        step.run(settings, release=folder, deployment=tmp_path / "d")
+        champion = read_json(tmp_path / "champion.json")
+        assert champion == {"version": release.version, "digest": release.digest, "uri": release.uri}
+
+
+def test_a_champion_that_cannot_be_named_is_served_all_the_same(
+    settings: DeploySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(uri: str, digest: str) -> None:
+        raise InputError(f"{uri}: read only")
+
+    monkeypatch.setattr(step, "name_champion", refuse)
+    folder, release = released(tmp_path, "one")
+    assert step.run(settings, release=folder, deployment=tmp_path / "d") == {"deploy/applied": 1.0}
+    assert read_pointer(tmp_path / "serving").digest == release.digest
+    assert f"{release.uri}: read only" in caplog.text
 
 
 def test_the_version_before_is_kept_for_a_rollback_and_older_ones_go(settings: DeploySettings, tmp_path: Path) -> None:

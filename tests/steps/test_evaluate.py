@@ -13,6 +13,7 @@ import torch
 
 from components.artifacts import DataDir, Metrics, ModelCard, read_json, verify_manifest, write_json
 from components.base.architecture import train_tokenizer, untrained_llama
+from components.champion import evaluation_text, name_champion
 from components.errors import InputError
 from components.evaluate.contestants import observe
 from components.evaluate.settings import Bound, EvaluateSettings
@@ -22,6 +23,7 @@ from components.models import load_policy, policy_card, save_model, scalar_from_
 from components.records import Demonstration, Message, Prompt
 from components.scoring import load_scorer
 from components.settings import Generation
+from components.storage import put_text
 from components.tokens import encode_prompt, load_tokenizer, template_digest
 
 GENERATION = Generation(max_prompt_tokens=32, max_new_tokens=6, batch_size=8)
@@ -111,6 +113,24 @@ def test_both_models_answer_every_prompt_with_the_same_draws_and_are_scored(worl
     assert metrics["eval/kl_k3"] > 0 and metrics["eval/perplexity"] > 1
     assert metrics["eval/harmful"] == pytest.approx(sum(row["policy"]["cost"] > 0 for row in rows) / 12)
     assert metrics["eval_baseline/helpful"] == 0.5  # half of twelve lie above their own median
+
+
+def test_a_candidate_must_beat_the_champion_where_there_is_one(world: dict[str, Any], tmp_path: Path) -> None:
+    thresholds = {"eval/reward": Bound(min=0.01, over="champion")}
+    over: dict[str, Any] = {"thresholds": thresholds, "champion": str(tmp_path / "models" / "tiny")}
+    metrics, report, _ = evaluate(world, **over)
+    assert metrics["gate/passed"] == 1.0 and any("no champion yet" in note for note in report["notes"])
+
+    uri = f"{over['champion']}/versions/{'a' * 12}"
+    put_text(evaluation_text(report), f"{uri}/evaluation.json")  # the same numbers: better by nothing
+    name_champion(uri, "a" * 64)
+    metrics, report, _ = evaluate(world, **over)
+    assert metrics["gate/passed"] == 0.0
+    (row,) = report["thresholds"]
+    assert row["over"] == "a" * 12 and row["bound"]["min"] == pytest.approx(row["value"] + 0.01)
+    assert any("a margin over the champion, version aaaaaaaaaaaa" in note for note in report["notes"])
+    with pytest.raises(InputError, match=r"evaluate\.champion is missing"):
+        evaluate(world, **over | {"champion": None})
 
 
 def test_a_model_against_itself_ties_everywhere_at_no_divergence(world: dict[str, Any]) -> None:

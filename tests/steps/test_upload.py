@@ -71,7 +71,8 @@ def test_a_version_is_whole_and_the_pointer_and_the_release_name_its_digest(
     assert {name: pointer[name] for name in ("version", "digest", "uri")} == {
         name: release[name] for name in ("version", "digest", "uri")
     }
-    assert {path.name for path in model.iterdir()} | {"README.md"} == {path.name for path in place.iterdir()}
+    added = {"README.md", "evaluation.json"}
+    assert {path.name for path in model.iterdir()} | added == {path.name for path in place.iterdir()}
     assert not any(path.is_symlink() for path in place.rglob("*"))
     assert metrics["upload/new"] == 1.0
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from components.champion import Champion
 from components.errors import InputError
-from components.evaluate.gate import check_names, checks
+from components.evaluate.gate import check_champion, check_names, checks
 from components.evaluate.judges import Judge
 from components.evaluate.measures import Measures
 from components.evaluate.settings import Bound, EvaluateSettings
@@ -49,6 +50,39 @@ def test_a_category_and_a_number_without_interval_can_be_bounded() -> None:
 @pytest.mark.parametrize("bound", [{"min": -1e9}, {"max": 1e9}])
 def test_what_could_not_be_measured_never_passes(bound: dict[str, float]) -> None:
     assert not passes("gold/honest", **bound)
+
+
+CHAMPION = Champion("abc123", {"eval/win_rate": 0.58, "eval/win_rate/fact": 0.45, "gold/honest": 0.5})
+
+
+def test_a_bound_over_the_champion_is_a_margin_to_its_number() -> None:
+    def beats(metric: str, **bound: Any) -> bool:
+        (check,) = checks({metric: Bound(over="champion", **bound)}, MEASURES, CHAMPION)
+        assert check.over == "abc123"
+        return check.passed
+
+    assert beats("eval/win_rate", min=0.01) and not beats("eval/win_rate", min=0.03)  # 0.6 against 0.58
+    assert beats("eval/win_rate", max=0.02) and not beats("eval/win_rate", max=0.01)
+    assert not beats("eval/win_rate", min=0.0, at="low")  # 0.55: not sure enough
+    assert not beats("eval/win_rate/fact", min=0.0) and beats("eval/win_rate/fact", min=-0.05)  # 0.4 against 0.45
+    assert not beats("gold/honest", min=-1e9)  # it could not be measured
+    (check,) = checks({"eval/win_rate": Bound(min=0.01, max=0.1, over="champion")}, MEASURES, CHAMPION)
+    assert check.bound == pytest.approx({"min": 0.59, "max": 0.68})
+
+
+def test_without_a_champion_there_is_nothing_to_beat_but_other_bounds_hold() -> None:
+    thresholds = {"eval/win_rate": Bound(min=0.3, over="champion"), "eval/distinct_1": Bound(min=0.5)}
+    over, own = checks(thresholds, MEASURES, None)
+    assert over.passed and over.over == "champion" and not own.passed
+    assert not checks({"gold/honest": Bound(min=0, over="champion")}, MEASURES, None)[0].passed
+
+
+def test_a_champion_that_was_evaluated_without_the_metric_is_told() -> None:
+    thresholds = {"eval/distinct_1": Bound(min=0.0, over="champion")}
+    with pytest.raises(InputError, match="the champion abc123 was evaluated without eval/distinct_1"):
+        check_champion(thresholds, CHAMPION)
+    check_champion(thresholds, None)
+    check_champion({"eval/distinct_1": Bound(min=0.0)}, CHAMPION)
 
 
 def refusal(metric: str, **bound: Any) -> str:

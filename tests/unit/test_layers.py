@@ -26,8 +26,8 @@ STEPS = {
 VOCABULARY = {f"components.{name}" for name in ("settings", "records", "errors")}
 LAUNCHERS = {"components.launch", "components.__main__"}
 LIGHT = (
-    "artifacts", "launch", "mlflow_run", "mlflow_server", "outbox", "outputs", "parsing", "pipeline_run", "storage",
-    "termination", "tracking", "webhook",
+    "artifacts", "champion", "launch", "mlflow_run", "mlflow_server", "outbox", "outputs", "parsing", "pipeline_run",
+    "sources", "storage", "termination", "tracking", "webhook",
 )
 OPEN_TO_PIPELINE = VOCABULARY | {f"components.{name}" for name in LIGHT}
 HEAVY = {
@@ -129,7 +129,7 @@ def outside_objection(module: str, imported: Import) -> str | None:
 
 def pipeline_objection(target: str, late: bool) -> str | None:
     level, _ = place(target)
-    if level in (1, 6) or (level == 5 and target != "components.component") or target in OPEN_TO_PIPELINE:
+    if level in (1, 5, 6) or target in OPEN_TO_PIPELINE:
         return None
     if target.startswith(("components.serving", "components.conformance")):
         return None if late else "the pipeline imports serving and conformance inside functions only"
