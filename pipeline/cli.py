@@ -2,11 +2,13 @@
 
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from components.errors import InputError
 from components.launch import EXPECTED, ending
 
 app = typer.Typer(
@@ -42,6 +44,8 @@ def run(
     config: Configs,
     overrides: Overrides = None,
     runs_dir: Annotated[Path, typer.Option(help="Where runs, cache and tracking lie.")] = Path("runs"),
+    containers: Annotated[bool, typer.Option("--containers", help="Every step in a container of its image.")] = False,
+    network: Annotated[str, typer.Option(help="The containers' network: bridge, host, none or a name.")] = "bridge",
 ) -> None:
     """Run the whole pipeline on this machine."""
     from pipeline.dag import build
@@ -49,17 +53,20 @@ def run(
     from pipeline.local import Plan
     from pipeline.local import run as run_locally
     from pipeline.overrides import resolve
+    from pipeline.processes import Processes
     from pipeline.promotion import anchored
     from pipeline.screen import Screen
 
     settings = anchored(resolve(config, overrides or ()))
-    plan = Plan(
-        pipeline=build(settings, fingerprints=fingerprints(settings)),
-        name=settings.name,
-        tasks=settings.tasks(),
-        settings=settings.model_dump(mode="json", exclude_none=True),
-    )
-    raise typer.Exit(run_locally(plan, runs_dir, Screen()))
+    with _contained(settings, runs_dir, network) if containers else nullcontext(Processes()) as runner:
+        plan = Plan(
+            pipeline=build(settings, fingerprints=fingerprints(settings), equip=runner.equip),
+            name=settings.name,
+            tasks=settings.tasks(),
+            settings=settings.model_dump(mode="json", exclude_none=True),
+        )
+        code = run_locally(plan, runs_dir, Screen(), runner)
+    raise typer.Exit(code)
 
 
 @app.command("compile")
@@ -172,6 +179,17 @@ def conformance(
         print_functions()
     elif not conform(against, dtype):
         raise typer.Exit(1)
+
+
+def _contained(settings: Any, runs_dir: Path, network: str) -> Any:
+    """What runs tasks in containers. Raises InputError where the package that speaks with engines is missing."""
+    try:
+        from pipeline.containers import containers
+    except ModuleNotFoundError as error:
+        if error.name != "docker":
+            raise
+        raise InputError("--containers needs the package docker: pip install 'plumbline[containers]'.") from None
+    return containers(settings, runs_dir, network)
 
 
 def _alone(step: str, settings: dict[str, Any], **paths: Path | None) -> None:

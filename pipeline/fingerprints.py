@@ -6,7 +6,7 @@ imports with `ast`, without importing anything.
 
 import ast
 from collections.abc import Iterator, Sequence
-from importlib.metadata import entry_points, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,13 +25,13 @@ def fingerprints(settings: Settings) -> dict[str, str]:
 
     Raises InputError for a file or folder that is not there.
     """
-    libraries = {name: version(name) for name in LIBRARIES}
+    libraries = {name: _version(name) for name in LIBRARIES}
     digests = {}
     for task in settings.tasks():
         named = [file for name in _functions(settings, task) for file in _file_of(name)]
         files = code_files(STEP_OF_TASK.get(task, task), also=named)
         code = {_name(path): file_sha256(path) for path in files}
-        sources = dict(_sources(settings, task))
+        sources = {key: _digest(key, address) for key, address in sources_of(settings, task)}
         digests[task] = json_digest({"code": code, "libraries": libraries, "sources": sources})
     return digests
 
@@ -48,6 +48,22 @@ def code_files(step: str, root: Path = ROOT, also: Sequence[Path] = ()) -> list[
             reached.add(path)
             waiting.extend(_imported(path, root))
     return sorted(reached)
+
+
+def sources_of(settings: Settings, task: str) -> Iterator[tuple[str, str]]:
+    """The key and the address of every file or folder outside the pipeline that a task reads."""
+    if task == "preprocess":
+        for kind in ("demonstrations", "preferences", "prompts"):
+            for number, source in enumerate(getattr(settings.preprocess, kind)):
+                if _lies_outside(settings, source.path):
+                    yield f"preprocess.{kind}.{number}.path", source.path
+    elif task == "base":
+        if settings.base.text and _lies_outside(settings, settings.base.text):
+            yield "base.text", settings.base.text
+        elif settings.base.model and (is_remote(settings.base.model) or local_path(settings.base.model).is_dir()):
+            yield "base.model", settings.base.model
+    elif task == "infer" and settings.infer.prompts:
+        yield "infer.prompts", settings.infer.prompts
 
 
 def _functions(settings: Settings, task: str) -> list[str]:
@@ -97,31 +113,17 @@ def _files(module: str, root: Path) -> Iterator[Path]:
             yield candidate
 
 
-def _sources(settings: Settings, task: str) -> Iterator[tuple[str, str]]:
-    """The key and the digest of every file or folder outside the pipeline that a task reads."""
-    if task == "preprocess":
-        yield from _preprocess_sources(settings)
-    elif task == "base":
-        if settings.base.text and _lies_outside(settings, settings.base.text):
-            yield "base.text", _digest("base.text", settings.base.text)
-        elif settings.base.model and (is_remote(settings.base.model) or local_path(settings.base.model).is_dir()):
-            yield "base.model", _digest("base.model", settings.base.model)
-    elif task == "infer" and settings.infer.prompts:
-        yield "infer.prompts", _digest("infer.prompts", settings.infer.prompts)
-
-
-def _preprocess_sources(settings: Settings) -> Iterator[tuple[str, str]]:
-    """The digests of preprocess's sources."""
-    for kind in ("demonstrations", "preferences", "prompts"):
-        for number, source in enumerate(getattr(settings.preprocess, kind)):
-            key = f"preprocess.{kind}.{number}.path"
-            if _lies_outside(settings, source.path):
-                yield key, _digest(key, source.path)
-
-
 def _lies_outside(settings: Settings, address: str) -> bool:
     """Whether an address is no file of the demo world's, which are covered by their own task."""
     return settings.demo is None or is_remote(address) or local_path(address).exists()
+
+
+def _version(library: str) -> str | None:
+    """The installed version; None without one, as where runs are only submitted."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def _digest(key: str, address: str) -> str:

@@ -13,12 +13,17 @@ CHECKPOINTS = "PLUMBLINE_CHECKPOINTS"
 Equip = Callable[[str, PipelineTask], None]
 
 
+def image_of(settings: Settings, task: str) -> str:
+    """The image that a task runs in."""
+    return settings.images.train if task in RUNS_A_MODEL else settings.images.pipeline
+
+
 def equip(settings: Settings) -> Equip:
     """The function that puts a task's image and resources on it; for the cluster, a local run has neither."""
 
     def on(task: str, node: PipelineTask) -> None:
         wanted = getattr(settings.resources, task)
-        node.set_container_image(settings.images.train if task in RUNS_A_MODEL else settings.images.pipeline)
+        node.set_container_image(image_of(settings, task))
         node.set_cpu_limit(wanted.cpu).set_memory_limit(wanted.memory)
         if wanted.gpus:
             node.set_accelerator_type(wanted.gpu_type).set_accelerator_limit(wanted.gpus)

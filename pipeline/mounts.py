@@ -1,0 +1,43 @@
+"""What containers share with this machine: the folders a run writes and the files its settings name, at their paths."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.storage import is_remote
+from pipeline.fingerprints import sources_of
+from pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A file or folder of this machine that a container sees at the same absolute path."""
+
+    path: Path
+    writable: bool
+
+    def volume(self) -> dict[str, str]:
+        """It as Docker's interface has it."""
+        return {"bind": str(self.path), "mode": "rw" if self.writable else "ro"}
+
+
+def mounts(settings: Settings, runs_dir: Path) -> list[Mount]:
+    """What the tasks of a run read and write outside their containers; the settings are anchored.
+
+    Folders that are written to are made where they are not there.
+    """
+    written = [str(runs_dir.absolute()), settings.checkpoints, settings.upload.registry]
+    if settings.deploy.target == "local":
+        written.append(settings.deploy.serving_dir)
+    read = [address for task in settings.tasks() for _, address in sources_of(settings, task)]
+    found = [Mount(Path(address), writable=True) for address in written if address and not is_remote(address)]
+    for mount in found:
+        mount.path.mkdir(parents=True, exist_ok=True)
+    return found + [Mount(Path(address), writable=False) for address in read if not is_remote(address)]
+
+
+def hand_over(folder: Path, user: int) -> None:
+    """Give the folder, and all in it that is not, to a user and a group of this number."""
+    for path in (folder, *folder.rglob("*")):
+        if path.lstat().st_uid != user:
+            os.chown(path, user, user, follow_symlinks=False)
