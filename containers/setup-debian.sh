@@ -2,7 +2,7 @@
 # Installs on Debian what building and trying the images takes: Podman, and what makes a stand-in for the base image.
 set -eu
 
-packages="podman buildah runc netavark aardvark-dns uidmap debootstrap shellcheck"
+packages="podman buildah runc netavark aardvark-dns iptables uidmap debootstrap shellcheck"
 missing=""
 for package in $packages; do
     case "$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null)" in

@@ -104,9 +104,8 @@ class Containers:
         printed = 0
         try:
             container.start()
-            for line in lines(container.logs(stream=True)):
+            for printed, line in enumerate(lines(container.logs(stream=True)), start=1):  # noqa: B007  # if it stops
                 start.printed(line)
-                printed += 1
             return int(container.wait()["StatusCode"])
         except BaseException:
             _end(container, start, printed)
@@ -153,7 +152,8 @@ def _end(container: Any, start: Start, printed: int) -> None:
     timer.start()
     try:
         with suppress(APIError):  # it ended by itself
-            container.kill("SIGTERM")
+            container.kill("SIGTERM")  # its first process alone, and a shell that is the first takes no notice ...
+            container.exec_run(["sh", "-c", "kill -TERM -1"])  # ... so all the others are asked too
         for line in islice(lines(container.logs(stream=True)), printed, None):
             start.printed(line)
     finally:

@@ -1,4 +1,4 @@
-"""Tasks in containers, with an engine that runs a container's command as a process: what it is asked, and what follows."""
+"""Tasks in containers, with a stand-in for the engine that runs a container's command as a process of this machine."""
 
 import io
 import os
@@ -35,7 +35,8 @@ class Container:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        environment = {**os.environ, **self.options["environment"]}
+        python = Path(sys.executable).parent  # what an image has on its PATH
+        environment = {**os.environ, "PATH": f"{python}:/usr/bin:/bin", **self.options["environment"]}
         self.process = subprocess.Popen(
             self.command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -56,6 +57,9 @@ class Container:
         assert self.process is not None
         self.events.append(signal)
         self.process.terminate()
+
+    def exec_run(self, command: list[str]) -> None:
+        self.events.append(" ".join(command))
 
     def remove(self, force: bool) -> None:
         self.events.append("removed")
@@ -113,7 +117,8 @@ def test_a_container_gets_its_options_its_mounts_and_its_memory(
 ) -> None:
     printed: list[str] = []
     kfps = {"/root": {"bind": "/root", "mode": "rw"}}
-    code = runner.start(start(printed), client, "sha256:bb", python("print('done')"), kfps, **runner.kfp.container_run_args)
+    command, given = python("print('done')"), runner.kfp.container_run_args
+    code = runner.start(start(printed), client, "sha256:bb", command, kfps, **given)
     assert (code, printed) == (0, ["done\n"])
     options = client.made[0].options
     assert options["image"] == "sha256:bb"
@@ -152,7 +157,8 @@ def test_a_container_is_asked_to_end_and_removed_when_the_run_is_interrupted(
     )
     with pytest.raises(KeyboardInterrupt):
         runner.start(Start("sft", {}, interrupt), client, "i", command, {})
-    assert client.made[0].events == ["SIGTERM", "removed"]
+    assert client.made[0].events == ["SIGTERM", "sh -c kill -TERM -1", "removed"]
+    assert printed == ["training\n", "checkpoint\n"]
 
 
 def test_steps_see_what_is_theirs_and_nothing_else_of_the_environment(

@@ -87,10 +87,10 @@ def steps_of(image: str) -> set[str]:
 
 def files_of(image: str) -> list[Path]:
     """Our files that run in an image."""
-    if image == "serve":
-        return code_files("serving")
     launcher = [ROOT / "components/launch.py"]
-    return sorted({path for step in steps_of(image) for path in code_files(step, also=launcher)})
+    folders = {"serving"} if image == "serve" else steps_of(image)
+    files = {path for folder in folders for path in code_files(folder, also=launcher)}
+    return sorted(path for path in files if path.suffix == ".py")
 
 
 def third_party(path: Path) -> set[str]:
