@@ -49,6 +49,7 @@ certificates=${certificates:-${SSL_CERT_FILE:-}}
 if [ -n "$certificates" ]; then set -- "$@" --secret "id=ca.crt,src=$certificates"; fi
 if [ -n "${BASE_IMAGE:-}" ]; then set -- "$@" --build-arg "BASE_IMAGE=$BASE_IMAGE"; fi
 if [ "$engine" = podman ]; then set -- "$@" --format docker; fi # the other format has no HEALTHCHECK
+export DOCKER_BUILDKIT=1 # for a Docker before 23, whose own builder has no secrets
 
 for name in $names; do
     # shellcheck disable=SC2086  # IMAGE_FLAGS are several words

@@ -45,7 +45,9 @@ def run(
     overrides: Overrides = None,
     runs_dir: Annotated[Path, typer.Option(help="Where runs, cache and tracking lie.")] = Path("runs"),
     containers: Annotated[bool, typer.Option("--containers", help="Every step in a container of its image.")] = False,
-    network: Annotated[str, typer.Option(help="The containers' network: bridge, host, none or a name.")] = "bridge",
+    network: Annotated[
+        str | None, typer.Option(help="The containers' network: bridge (the default), host, none or a name.")
+    ] = None,
 ) -> None:
     """Run the whole pipeline on this machine."""
     from pipeline.dag import build
@@ -57,8 +59,10 @@ def run(
     from pipeline.promotion import anchored
     from pipeline.screen import Screen
 
+    if network and not containers:
+        raise InputError(f"--network is {network}, which is for containers. Add --containers, or leave it out.")
     settings = anchored(resolve(config, overrides or ()))
-    with _contained(settings, runs_dir, network) if containers else nullcontext(Processes()) as runner:
+    with _contained(settings, runs_dir, network or "bridge") if containers else nullcontext(Processes()) as runner:
         plan = Plan(
             pipeline=build(settings, fingerprints=fingerprints(settings), equip=runner.equip),
             name=settings.name,
