@@ -31,7 +31,7 @@ class Container:
     """A container whose command is a process of this machine, started late and removed once."""
 
     def __init__(self, command: list[str], options: dict[str, Any]) -> None:
-        self.command, self.options, self.events = command, options, list[str]()
+        self.command, self.options, self.events, self.log = command, options, list[str](), list[bytes]()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -44,8 +44,10 @@ class Container:
     def logs(self, stream: bool) -> Iterator[bytes]:
         assert stream
         assert self.process is not None
-        assert self.process.stdout is not None
-        while piece := self.process.stdout.read(7):
+        assert isinstance(self.process.stdout, io.BufferedReader)
+        yield from self.log  # whoever asks again is told everything again
+        while piece := self.process.stdout.read1(7):
+            self.log.append(piece)
             yield piece
 
     def wait(self) -> dict[str, int]:
@@ -220,7 +222,8 @@ def test_a_step_that_fails_in_its_container_fails_the_run(
     log = (tmp_path / "runs/latest/log.txt").read_text()
     assert f"the container says {(tmp_path / 'runs/latest').resolve()}" in log
     assert f'"status": "{status}"' in (tmp_path / "runs/latest/summary.json").read_text()
-    assert [made.options["image"] for made in client.made] == ["sha256:aa", "sha256:bb"][: 1 if code else 2]
+    images = [made.options["image"] for made in client.made]
+    assert sorted(images) == ["sha256:aa", "sha256:bb"] if not code else len(images) == 1
     assert ("its process ended with code 5" in capsys.readouterr().err) == bool(code)
 
 
