@@ -25,7 +25,7 @@ from kfp.local import docker_task_handler
 from components.errors import InputError
 from components.parsing import flattened
 from pipeline.engine import engine
-from pipeline.mounts import hand_over, mounts
+from pipeline.mounts import GOOGLE_KEY, hand_over, mounts
 from pipeline.observer import GRACE_S, Start
 from pipeline.resources import image_of
 from pipeline.settings import Settings
@@ -39,7 +39,7 @@ PASSED_NAMES = {
     "GOOGLE_CLOUD_PROJECT", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY",
     "OMP_NUM_THREADS", "STORAGE_EMULATOR_HOST",
 }  # fmt: skip
-"""... or are called this, or are named in the settings; paths of this machine mean nothing in a container."""
+"""... or are called this, or are named in the settings; other paths of this machine mean nothing in a container."""
 UNITS = {"": 1} | {
     prefix + suffix: base**power
     for power, prefix in enumerate("KMGTPE", start=1)
@@ -115,7 +115,9 @@ class Containers:
 
     def _passed(self) -> dict[str, str]:
         """Those of our own variables that steps see."""
-        return {
+        key_file = os.environ.get(GOOGLE_KEY)
+        place = {GOOGLE_KEY: str(Path(key_file).absolute())} if key_file else {}
+        return place | {
             name: value for name, value in os.environ.items() if name.startswith(PASSED) or name in self._names
         }
 

@@ -1,12 +1,16 @@
 """What containers share with this machine: the folders a run writes and the files its settings name, at their paths."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from components.storage import is_remote
 from pipeline.fingerprints import sources_of
 from pipeline.settings import Settings
+
+GOOGLE_KEY = "GOOGLE_APPLICATION_CREDENTIALS"
+"""The variable that names the file with which Google's libraries sign in."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ def mounts(settings: Settings, runs_dir: Path) -> list[Mount]:
     if settings.deploy.target == "local":
         written.append(settings.deploy.serving_dir)
     read = [address for task in settings.tasks() for _, address in sources_of(settings, task)]
+    if key_file := os.environ.get(GOOGLE_KEY):
+        read.append(str(Path(key_file).absolute()))
     found = [Mount(Path(address), writable=True) for address in written if address and not is_remote(address)]
     for mount in found:
         mount.path.mkdir(parents=True, exist_ok=True)
@@ -39,5 +45,6 @@ def mounts(settings: Settings, runs_dir: Path) -> list[Mount]:
 def hand_over(folder: Path, user: int) -> None:
     """Give the folder, and all in it that is not, to a user and a group of this number."""
     for path in (folder, *folder.rglob("*")):
-        if path.lstat().st_uid != user:
-            os.chown(path, user, user, follow_symlinks=False)
+        with suppress(FileNotFoundError):  # MLflow's database has files that come and go
+            if path.lstat().st_uid != user:
+                os.chown(path, user, user, follow_symlinks=False)

@@ -168,9 +168,11 @@ def test_steps_see_what_is_theirs_and_nothing_else_of_the_environment(
 ) -> None:
     for name in ("MLFLOW_TRACKING_URI", "PLUMBLINE_RUN_DIR", "HF_TOKEN", "SSH_AUTH_SOCK", "JUDGE_TOKEN"):
         monkeypatch.setenv(name, "set")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "key.json")
     runner.start(start([], PLUMBLINE_PARENT_RUN="p"), client, "i", python(""), {}, environment={"OF_THE_TASK": "t"})
     seen = client.made[0].options["environment"]
     assert {"MLFLOW_TRACKING_URI", "PLUMBLINE_RUN_DIR", "HF_TOKEN"} <= seen.keys()
+    assert seen["GOOGLE_APPLICATION_CREDENTIALS"] == str(Path.cwd() / "key.json")
     assert (seen["PLUMBLINE_PARENT_RUN"], seen["OF_THE_TASK"]) == ("p", "t")
     assert not {"SSH_AUTH_SOCK", "JUDGE_TOKEN", "HOME", "PATH", "TMPDIR"} & seen.keys()
 
@@ -255,6 +257,7 @@ def test_a_run_shares_what_it_writes_and_the_files_its_settings_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     (tmp_path / "pairs.jsonl").write_text("{}")
     (tmp_path / "base").mkdir()
     given = {
@@ -273,6 +276,12 @@ def test_a_run_shares_what_it_writes_and_the_files_its_settings_name(
     ]
     assert all((tmp_path / name).is_dir() for name in ("runs", "kept", "serving"))
     assert not (tmp_path / "gs:").exists()
+
+
+def test_the_file_that_signs_in_at_google_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "key.json")
+    assert mounts(anchored(Settings()), Path("runs"))[-1] == Mount(tmp_path / "key.json", writable=False)
 
 
 def test_the_files_of_the_demo_world_stay_inside_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
