@@ -89,14 +89,17 @@ class Containers:
     def start(
         self, start: Start, client: Any, image: str, command: list[str], volumes: Mapping[str, Any], **options: Any
     ) -> int:
-        """Run the command to its end, in a container that is gone afterwards."""
+        """Run the command to its end, in a container that is gone afterwards.
+
+        kfp's `volumes` are left out: its folder lies in ours, and where it were missing the engine would make it root's.
+        """
         for mount in self._mounts:
             if mount.writable and os.getuid() == 0:
                 hand_over(mount.path, USER)
         container = client.containers.create(
             image,
             command,
-            volumes={**volumes, **{str(mount.path): mount.volume() for mount in self._mounts}},
+            volumes={str(mount.path): mount.volume() for mount in self._mounts},
             environment={**self._passed(), **start.environment, **options.pop("environment", {})},
             mem_limit=self._memory[start.task],
             **options,
