@@ -91,7 +91,7 @@ class Containers:
     ) -> int:
         """Run the command to its end, in a container that is gone afterwards.
 
-        kfp's `volumes` are left out: its folder lies in ours, and where it were missing the engine would make it root's.
+        kfp's `volumes` are left out: its folder lies in ours, and a missing one the engine would make root's.
         """
         for mount in self._mounts:
             if mount.writable and os.getuid() == 0:
