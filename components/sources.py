@@ -4,7 +4,7 @@ The settings of a step that reads something list it in `sources()`, by key, kind
 folder; a `model`, which can also be a name that is no address; and the `champion` of a registry, if it has one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from components.artifacts import json_digest
 from components.champion import pointer_text
@@ -19,21 +19,26 @@ def source_digests(task: str, settings: StepSettings, demo: bool) -> dict[str, s
     In the demo world (`demo`) a file that is not there is one that the demo task makes, and has no digest. Raises
     InputError naming the key of a source that is not there.
     """
-    digests = {}
-    for name, kind, address in listed(settings):
-        key = f"{task}.{name}"
-        if kind == "champion":
-            digests[key] = pointer_text(address) or "none yet"
-        elif kind == "model" and not (is_remote(address) or local_path(address).is_dir()):
-            continue  # a name on the Hugging Face hub
-        elif not demo or is_remote(address) or local_path(address).exists():
-            digests[key] = _digest(key, address)
-    return digests
+    return {
+        key: (pointer_text(address) or "none yet") if kind == "champion" else _digest(key, address)
+        for key, kind, address in outside(task, settings, demo)
+    }
 
 
 def sourced_fingerprint(task: str, settings: StepSettings, code: str, demo: bool) -> str:
     """One digest over the code behind a task and its sources. Raises InputError as `source_digests` does."""
     return json_digest({"code": code, "sources": source_digests(task, settings, demo)})
+
+
+def outside(task: str, settings: StepSettings, demo: bool) -> Iterator[tuple[str, str, str]]:
+    """The key, kind and address of every source of a task's settings that is a file, a folder or a registry.
+
+    A name on the Hugging Face hub is none, nor is a file that the demo task makes.
+    """
+    for name, kind, address in listed(settings):
+        there = is_remote(address) or local_path(address).exists()
+        if kind == "champion" or there or (kind == "file" and not demo):
+            yield f"{task}.{name}", kind, address
 
 
 def listed(settings: StepSettings) -> Iterable[tuple[str, str, str]]:

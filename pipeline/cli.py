@@ -3,6 +3,7 @@
 import shutil
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,15 +35,29 @@ def main() -> None:
 
 
 @app.command()
-def run(config: Configs, overrides: Overrides = None, runs_dir: RunsDir = "runs") -> None:
+def run(
+    config: Configs,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = "runs",
+    containers: Annotated[bool, typer.Option("--containers", help="Every step in a container of its image.")] = False,
+    network: Annotated[
+        str | None, typer.Option(help="The containers' network: bridge (the default), host, none or a name.")
+    ] = None,
+) -> None:
     """Run the whole pipeline on this machine."""
     from pipeline.local import run as run_locally
     from pipeline.overrides import resolve
     from pipeline.plans import plan
+    from pipeline.processes import Processes
+    from pipeline.promotion import anchored
     from pipeline.screen import Screen
 
-    place = runs_folder(runs_dir)
-    raise typer.Exit(run_locally(plan(resolve(config, overrides or ())), place, Screen()))
+    if network and not containers:
+        raise InputError(f"--network is {network}, which is for containers. Add --containers, or leave it out.")
+    settings, place = anchored(resolve(config, overrides or ())), runs_folder(runs_dir)
+    with _contained(settings, place, network or "bridge") if containers else nullcontext(Processes()) as runner:
+        code = run_locally(plan(settings, runner.equip), place, Screen(), runner)
+    raise typer.Exit(code)
 
 
 @app.command("compile")
@@ -172,6 +187,17 @@ def conformance(
         print_functions()
     elif not conform(against, dtype):
         raise typer.Exit(1)
+
+
+def _contained(settings: Any, runs_dir: Path, network: str) -> Any:
+    """What runs tasks in containers. Raises InputError where the package that speaks with engines is missing."""
+    try:
+        from pipeline.containers import containers
+    except ModuleNotFoundError as error:
+        if error.name != "docker":
+            raise
+        raise InputError("--containers needs the package docker: pip install 'plumbline[containers]'.") from None
+    return containers(settings, runs_dir, network)
 
 
 def _alone(step: str, settings: dict[str, Any], output: str, out: str, **inputs: Path | None) -> None:

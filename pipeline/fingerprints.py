@@ -7,7 +7,7 @@ imports with `ast`, without importing anything.
 import ast
 from collections.abc import Iterator, Sequence
 from functools import cache
-from importlib.metadata import entry_points, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def fingerprints(settings: Settings) -> dict[str, str]:
 
 def code_fingerprints(settings: Settings) -> dict[str, str]:
     """A digest for every task, of its code and the libraries alone: a cluster's run looks at its sources itself."""
-    libraries = {name: version(name) for name in LIBRARIES}
+    libraries = {name: _version(name) for name in LIBRARIES}
     digests = {}
     for task in settings.tasks():
         named = [file for name in _functions(settings, task) for file in _file_of(name)]
@@ -106,3 +106,11 @@ def _files(module: str, root: Path) -> Iterator[Path]:
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.exists():
             yield candidate
+
+
+def _version(library: str) -> str | None:
+    """The installed version; None without one, as where runs are only submitted."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None

@@ -99,12 +99,12 @@ class TaskResources(Group):
         return self
 
     def parameters(self, image: str) -> dict[str, Any]:
-        """What a run can still change, as Kubeflow's parameters carry it; `image` is the one of tasks of this kind.
+        """What a run can still change, as Kubeflow's parameters carry it; `image` is the one it runs in.
 
         Numbers are text, because Kubeflow's driver reads nothing else where it puts them on a pod.
         """
         return {
-            "image": self.image or image,
+            "image": image,
             "cpu": self.cpu,
             "memory": self.memory,
             "gpus": str(self.gpus),

@@ -64,9 +64,10 @@ def rerun(
     if (place / run).is_dir():
         from pipeline.local import run as run_locally
         from pipeline.plans import plan
+        from pipeline.promotion import anchored
         from pipeline.screen import Screen
 
-        again = plan(settings_again(place / run, step, overrides or ()))
+        again = plan(anchored(settings_again(place / run, step, overrides or ())))
         raise typer.Exit(run_locally(again, place, Screen()))
     cluster = _cluster(connection, place / run)
     _follow(cluster, cluster.start(order_again(cluster, run, step, overrides or ())), wait)

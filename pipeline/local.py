@@ -27,7 +27,8 @@ from components.launch import FAILED_EXIT_CODE, INPUT_EXIT_CODE, RUN_DIR
 from components.mlflow_server import ADDRESS
 from pipeline.documents import write_document
 from pipeline.ledger import Ledger
-from pipeline.observer import Ending, StepFailed, observed
+from pipeline.observer import Ending, Runner, StepFailed, observed
+from pipeline.processes import Processes
 from pipeline.promotion import stands
 from pipeline.resources import CHECKPOINTS
 from pipeline.runs import RunFolder, shown
@@ -56,8 +57,8 @@ class Plan:
     """What is written to settings.yaml and logged."""
 
 
-def run(plan: Plan, runs_dir: Path, screen: Screen) -> int:
-    """Run the plan to its end; the exit code.
+def run(plan: Plan, runs_dir: Path, screen: Screen, runner: Runner | None = None) -> int:
+    """Run the plan to its end, its tasks where `runner` runs them (without one, as processes); the exit code.
 
     0 when it succeeded or the gate rejected the candidate, 1 when a step failed, 2 when the reason is a
     person's to fix, 130 when it was interrupted, 143 when SIGTERM stopped it or its step. summary.json is
@@ -81,7 +82,7 @@ def run(plan: Plan, runs_dir: Path, screen: Screen) -> int:
             }
         ),
     ):
-        attempt = _Attempt(folder, ledger, screen, log)
+        attempt = _Attempt(folder, ledger, screen, log, runner or Processes())
         try:
             attempt.execute(plan, runs_dir, watch)
         finally:
@@ -98,8 +99,8 @@ def run(plan: Plan, runs_dir: Path, screen: Screen) -> int:
 class _Attempt:
     """One go at a pipeline: observes its tasks, keeps how they ended, and sums up."""
 
-    def __init__(self, folder: RunFolder, ledger: Ledger, screen: Screen, log: TextIO) -> None:
-        self.folder, self.ledger, self.screen, self.log = folder, ledger, screen, log
+    def __init__(self, folder: RunFolder, ledger: Ledger, screen: Screen, log: TextIO, runner: Runner) -> None:
+        self.folder, self.ledger, self.screen, self.log, self.runner = folder, ledger, screen, log, runner
         self.results: dict[str, Result] = {}
         self.running = ""
         self.error = ""
@@ -137,11 +138,11 @@ class _Attempt:
         with (
             contextlib.redirect_stdout(self.log),
             warnings.catch_warnings(),
-            observed(self, {**self.ledger.environment(), "PYTHONUNBUFFERED": "1"}),
+            observed(self, self.runner, {**self.ledger.environment(), "PYTHONUNBUFFERED": "1"}),
         ):
             warnings.simplefilter("ignore")  # kfp warns of every setting that has no effect here
             local.init(
-                runner=local.SubprocessRunner(use_venv=False),
+                runner=self.runner.kfp,
                 pipeline_root=str(runs_dir / ".artifacts"),
                 enable_caching=True,
                 cache_root=str(runs_dir / ".cache"),

@@ -1,26 +1,23 @@
 """Watching kfp.local at work: what it starts or takes from the cache, what steps print, how they end.
 
-kfp.local has no hooks, so three of its functions are replaced while a run lasts. A failing task also ends the
-run at once; kfp would go on with the tasks that do not depend on it.
+kfp.local has no hooks, so three of its functions are replaced while a run lasts; the third, which starts a task's
+command, is the runner's. A failing task also ends the run at once; kfp would go on with the tasks that do not
+depend on it.
 """
 
-import os
-import signal
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from kfp.local import status, subprocess_task_handler, task_dispatcher
+from kfp.local import status, task_dispatcher
 from kfp.local.orchestrator import task_executor
 
 GRACE_S = 30.0
-"""What a process has after SIGTERM to finish its update and write a checkpoint; a pod has as long by default."""
+"""What a task has after SIGTERM to finish its update and write a checkpoint; a pod has as long by default."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +48,48 @@ class Observer(Protocol):
         """Whether the cached outcome of a task may be believed; if not, the task runs."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """A task whose command is about to run."""
+
+    task: str
+    environment: Mapping[str, str]
+    """What the command sees besides our own variables."""
+    printed: Callable[[str], None]
+    """To be told every line that it writes, the newline included."""
+
+
+class Runner(Protocol):
+    """Where the commands of tasks run."""
+
+    kfp: Any
+    """kfp's runner of that kind."""
+    replaces: tuple[ModuleType, str]
+    """The function of kfp's that `start` is called in place of."""
+
+    def start(self, start: Start, *arguments: Any, **named: Any) -> int:
+        """Run a task's command to its end and give its exit code; the arguments are those of kfp's function.
+
+        An exception, such as Ctrl-C, ends the command and goes on.
+        """
+
+
 class StepFailed(Exception):
     """Ends the run at its first failing task."""
 
 
 @contextmanager
-def observed(observer: Observer, environment: Mapping[str, str]) -> Iterator[None]:
+def observed(observer: Observer, runner: Runner, environment: Mapping[str, str]) -> Iterator[None]:
     """Report every task of kfp.local to `observer`; steps see `environment` besides ours.
 
     Raises StepFailed out of the pipeline when a task fails.
     """
-    watch = _Watch(observer, environment)
+    watch = _Watch(observer, runner, environment)
     with ExitStack() as stack:
         for module, name, replacement in (
             (task_executor, "execute_single_task", watch.execute),
             (task_dispatcher, "run_single_task_implementation", watch.run),
-            (subprocess_task_handler, "run_local_subprocess", watch.stream),
+            (*runner.replaces, watch.start),
         ):
             stack.enter_context(_replaced(module, name, replacement))
         yield
@@ -75,8 +98,8 @@ def observed(observer: Observer, environment: Mapping[str, str]) -> Iterator[Non
 class _Watch:
     """The three replacements, and what they tell each other about the task at hand."""
 
-    def __init__(self, observer: Observer, environment: Mapping[str, str]) -> None:
-        self.observer, self.environment = observer, environment
+    def __init__(self, observer: Observer, runner: Runner, environment: Mapping[str, str]) -> None:
+        self.observer, self.runner, self.environment = observer, runner, environment
         self.task, self.ran, self.exit_code = "", False, 0
         self._execute = task_executor.execute_single_task
         self._run = task_dispatcher.run_single_task_implementation
@@ -103,43 +126,12 @@ class _Watch:
         self.observer.started(self.task)
         return self._run(**arguments)
 
-    def stream(self, full_command: list[str], env_vars: Mapping[str, str] | None = None) -> int:
-        """In place of kfp's: the task's process, in a group of its own so that all of it can be ended."""
-        process = subprocess.Popen(
-            full_command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, **self.environment, **(env_vars or {})},
-            start_new_session=True,
-        )
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                self.observer.printed(self.task, line)
-            self.exit_code = process.wait()
-        except BaseException:
-            self._end(process)
-            raise
+    def start(self, *arguments: Any, **named: Any) -> int:
+        """In place of kfp's: a task's command."""
+        task = self.task
+        start = Start(task, self.environment, lambda line: self.observer.printed(task, line))
+        self.exit_code = self.runner.start(start, *arguments, **named)
         return self.exit_code
-
-    def _end(self, process: "subprocess.Popen[str]") -> None:
-        """Ask the process and its children to end; make them after GRACE_S, or when a person asks once more."""
-        assert process.stdout is not None
-        timer = threading.Timer(GRACE_S, _kill, (process.pid,))
-        timer.start()
-        try:
-            os.killpg(process.pid, signal.SIGTERM)
-            for line in process.stdout:
-                self.observer.printed(self.task, line)
-            process.wait()
-        except ProcessLookupError:
-            pass
-        finally:
-            timer.cancel()
-            _kill(process.pid)
-            process.wait()
 
 
 def _folder(outputs: Mapping[str, Any]) -> Path | None:
@@ -154,12 +146,6 @@ def _planned_folder(task_spec: Any, *, pipeline_root: str, pipeline_resource_nam
     """The folder where kfp lets a task write."""
     component = str(task_spec.component_ref.name)
     return Path(pipeline_root) / pipeline_resource_name / component.removeprefix("comp-")
-
-
-def _kill(group: int) -> None:
-    """Kill what is left of a group of processes."""
-    with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
 
 
 @contextmanager

@@ -3,15 +3,14 @@
 from pipeline.dag import build
 from pipeline.fingerprints import fingerprints
 from pipeline.local import Plan
-from pipeline.promotion import anchored
+from pipeline.resources import Equip
 from pipeline.settings import Settings
 
 
-def plan(settings: Settings) -> Plan:
-    """What to run here. Raises InputError for a source that is not there."""
-    settings = anchored(settings)
+def plan(settings: Settings, equip: Equip | None = None) -> Plan:
+    """What to run here, of anchored settings. Raises InputError for a source that is not there."""
     return Plan(
-        pipeline=build(settings, fingerprints=fingerprints(settings)),
+        pipeline=build(settings, fingerprints=fingerprints(settings), equip=equip),
         name=settings.name,
         tasks=settings.tasks(),
         settings=settings.model_dump(mode="json", exclude_none=True),

@@ -5,8 +5,10 @@ Both can be gone or replaced while the cache still says that they were put there
 
 import json
 from pathlib import Path
+from typing import Any
 
 from components.artifacts import read_json, verify_manifest
+from components.sources import outside
 from components.storage import get_text, is_remote, local_path
 from pipeline.settings import Settings
 
@@ -15,19 +17,20 @@ DEPLOYMENT = "deployment/deployment.json"
 
 
 def anchored(settings: Settings) -> Settings:
-    """The settings with the folders of checkpoints, champion, upload and deploy as absolute paths.
+    """The settings with the addresses of sources, checkpoints, champion, upload and deploy as absolute paths.
 
-    A run from another folder then has another cache key, and what was cached is looked for where it was put.
+    A run from another folder then has another cache key, what was cached is looked for where it was put, and a step
+    that works in another folder finds its files.
     """
-    upload, deploy, evaluate = settings.upload, settings.deploy, settings.evaluate
-    return settings.model_copy(
-        update={
-            "checkpoints": settings.checkpoints and _absolute(settings.checkpoints),
-            "evaluate": evaluate.model_copy(update={"champion": evaluate.champion and _absolute(evaluate.champion)}),
-            "upload": upload.model_copy(update={"registry": _absolute(upload.registry)}),
-            "deploy": deploy.model_copy(update={"serving_dir": _absolute(deploy.serving_dir)}),
-        }
-    )
+    values = settings.model_dump()
+    for task in settings.tasks():
+        for key, _, address in outside(task, settings.step(task), demo=settings.demo is not None):
+            _assign(values, key, _absolute(address))
+    if settings.checkpoints:
+        _assign(values, "checkpoints", _absolute(settings.checkpoints))
+    _assign(values, "upload.registry", _absolute(settings.upload.registry))
+    _assign(values, "deploy.serving_dir", _absolute(settings.deploy.serving_dir))
+    return Settings.model_validate(values)
 
 
 def stands(task: str, folder: Path) -> bool:
@@ -43,6 +46,14 @@ def stands(task: str, folder: Path) -> bool:
     except (OSError, KeyError, TypeError, ValueError):  # gone, unreadable or of another form; InputError too
         return False
     return True
+
+
+def _assign(values: Any, key: str, address: str) -> None:
+    """Put an address at a dotted key, such as preprocess.prompts.0.path."""
+    *above, last = key.split(".")
+    for part in above:
+        values = values[int(part) if part.isdecimal() else part]
+    values[last] = address
 
 
 def _absolute(address: str) -> str:

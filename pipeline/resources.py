@@ -35,9 +35,23 @@ Equip = Callable[[str, PipelineTask], None]
 """Puts on a task, by its name, what the place it runs at asks for."""
 
 
+def image_of(settings: Settings, task: str) -> str:
+    """The image that a task runs in, unless the run says otherwise."""
+    of_its_kind = settings.images.train if task in RUNS_A_MODEL else settings.images.pipeline
+    return asked_of(settings, task).image or of_its_kind
+
+
+def asked_of(settings: Settings, task: str) -> TaskResources:
+    """What the settings ask for a task."""
+    asked = getattr(settings.resources, task)
+    assert isinstance(asked, TaskResources)
+    return asked
+
+
 def equip(settings: Settings) -> "Equipment":
     """What puts images, hardware, variables and secrets on the tasks of a pipeline that a cluster runs."""
     return Equipment(settings, {})
+
 
 
 class Equipment:
@@ -59,7 +73,7 @@ class Equipment:
 
     def __call__(self, task: str, node: PipelineTask) -> None:
         """Equip a task."""
-        settings, asked = self.settings, self._asked(task)
+        settings, asked = self.settings, asked_of(self.settings, task)
         _place(node, {name: self.chosen.get(f"{task}_{name}", value) for name, value in self._hardware(task).items()})
         _bound(node, asked)
         variables = {EXPERIMENT: settings.name, **settings.environment}
@@ -75,15 +89,9 @@ class Equipment:
             kubernetes.set_image_pull_secrets(node, list(settings.image_pull_secrets))
         kubernetes.set_security_context(node, run_as_user=USER, run_as_non_root=True)
 
-    def _asked(self, task: str) -> TaskResources:
-        asked = getattr(self.settings.resources, task)
-        assert isinstance(asked, TaskResources)
-        return asked
-
     def _hardware(self, task: str) -> dict[str, Any]:
         """What a run can change of a task."""
-        images = self.settings.images
-        hardware = self._asked(task).parameters(images.train if task in RUNS_A_MODEL else images.pipeline)
+        hardware = asked_of(self.settings, task).parameters(image_of(self.settings, task))
         return hardware if task in RUNS_A_MODEL else {k: v for k, v in hardware.items() if not k.startswith("gpu")}
 
 

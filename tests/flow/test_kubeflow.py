@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from kubeflow_standin import KubeflowStandIn, Refusal
 
+from kubeflow_standin import KubeflowStandIn, Refusal
 from pipeline import board
 from pipeline.cli import main
 from pipeline.fingerprints import code_fingerprints

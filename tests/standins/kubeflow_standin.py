@@ -21,6 +21,7 @@ import kfp_server_api
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
+
 from kubeflow_engine import Engine, nodes
 
 CRON_FIELDS = ((0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 6))

@@ -35,6 +35,7 @@ def test_the_command_line_and_the_pipeline_load_no_training_library() -> None:
         ["run", "-c", "demo", "rl.algorithm.kl_coeff=1"],
         ["run", "-c", "nowhere.yaml"],
         ["run", "-c", "hh", "preprocess.preferences=nowhere.jsonl"],
+        ["run", "-c", "demo", "--network", "none"],
         ["compile", "-o", "pipeline.json"],
         ["base", "--text", "nowhere.txt", "--out", "model"],
         ["track", "runs/latest"],
