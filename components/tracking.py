@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.mlflow_run import MAX_BATCH, MlflowRun
+from components.ranks import is_first as _is_first_rank
 from components.termination import Terminated
 
 logger = logging.getLogger(__name__)
@@ -144,9 +145,10 @@ def log_artifacts(folder: Path) -> None:
 def track(name: str, settings: Mapping[str, Any], folder: Path) -> Iterator[Tracker]:
     """The tracker of a step, active until the step ends; its files start anew in `folder`."""
     global _active
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / METRICS_FILE).unlink(missing_ok=True)
-    (folder / ALERTS_FILE).unlink(missing_ok=True)
+    if _is_first_rank():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / METRICS_FILE).unlink(missing_ok=True)
+        (folder / ALERTS_FILE).unlink(missing_ok=True)
     inherited = "MLFLOW_RUN_ID" in os.environ
     _active = tracker = Tracker(folder, _step_run(name) if _is_first_rank() else None)
     tracker.attempt(lambda run: run.log_params(settings))
@@ -186,7 +188,3 @@ def _step_run(name: str) -> MlflowRun | None:
         address, reason = without_password(os.environ["MLFLOW_TRACKING_URI"]), without_password(error)
         logger.warning("MLflow at %s failed (%s); nothing is tracked there", address, reason)
         return None
-
-
-def _is_first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"
