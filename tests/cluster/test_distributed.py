@@ -145,7 +145,7 @@ def test_bf16_computes_in_bf16_where_weights_lie_in_parts(sft_jobs: dict[str, Jo
     """The same losses as in one process, to what bfloat16 is good for; others than in float32."""
     one, shared, wide = ([row["loss/train"] for row in rows(sft_jobs[name])] for name in ("one-bf16", "bf16", "one"))
     assert shared == pytest.approx(one, rel=1e-2)
-    assert abs(shared[0] - wide[0]) > 1e-5 > abs(shared[0] - one[0])
+    assert abs(shared[0] - wide[0]) > 10 * abs(shared[0] - one[0])
 
 
 @pytest.mark.parametrize("name", DIVIDED)
