@@ -21,8 +21,8 @@ from components.rl.algorithm_settings import (
     PPOSettings,
     RLOOSettings,
 )
-from components.rl.settings import RLSettings
-from components.settings import AlertSettings, Compute, Generation, Lora, Optimizer
+from components.rl.settings import AlertSettings, RLSettings
+from components.settings import Compute, Generation, Lora, Optimizer
 from components.tokens import load_tokenizer, template_digest
 
 TINY = (32, 2, 2, 1, 64)

@@ -21,10 +21,13 @@ from components import storage
 from components.artifacts import file_sha256, folder_digest, json_digest, read_json, write_json
 from components.errors import InputError
 from components.parsing import flattened
+from components.ranks import Ranks, is_first
 
 logger = logging.getLogger(__name__)
 ROOT = "PLUMBLINE_CHECKPOINTS"
 ELSEWHERE = f"checkpoints=PLACE for a pipeline, {ROOT} for a step by hand"
+LAYOUT = ("processes", "nodes", "strategy", "offload")
+"""Settings of `compute` that decide who does the work and not what it is."""
 TENSORS, VALUES, DIGESTS = "tensors.safetensors", "values.json", "digests.json"
 
 
@@ -52,29 +55,36 @@ class Checkpoints:
     def of(
         cls, step: str, settings: Mapping[str, Any], inputs: Mapping[str, Path], output: Path, every: int, keep: int = 2
     ) -> "Checkpoints":
-        """The checkpoints of `step` with these settings and inputs. Raises InputError where none could be written."""
+        """The checkpoints of `step` with these settings and inputs. Raises InputError where none could be written.
+
+        They are found by any number of processes, under any strategy; where an update would then take more or fewer
+        micro-batches than before, `latest` refuses them.
+        """
         root = os.environ.get(ROOT) or str(output.parent / "checkpoints")
         if not storage.is_remote(root):
             _refuse_unwritable(storage.local_path(root))
+        plain, sizes = _layout_apart(settings)
         work = {
             "step": step,
-            "settings": dict(settings),
+            "settings": plain,
             "inputs": {name: folder_digest(path) for name, path in inputs.items()},
             "fingerprint": os.environ.get("PLUMBLINE_FINGERPRINT", ""),
         }
-        return cls(f"{root.rstrip('/')}/{step}-{json_digest(work)[:16]}", every, keep, work)
+        return cls(f"{root.rstrip('/')}/{step}-{json_digest(work)[:16]}", every, keep, work | sizes)
 
     def due(self, update: int) -> bool:
         """Whether a checkpoint is written after this update."""
         return self.every > 0 and update % self.every == 0
 
     def save(self, update: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Write the checkpoint of `update` and drop all but the newest `keep`.
+        """Write the checkpoint of `update` and drop all but the newest `keep`; the first process does, for all.
 
         Raises InputError when it cannot be written; nothing of it stays then, and those before it do.
         """
         from safetensors.torch import save_file
 
+        if not is_first():
+            return
         try:
             with storage.new_folder(f"{self.place}/{update:08d}", last=DIGESTS) as folder:
                 on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -108,9 +118,24 @@ class Checkpoints:
             logger.warning("checkpoint %s is damaged (%s); %s", source, damage, before)
         return None
 
+    def agreed(self, ranks: Ranks) -> Checkpoint | None:
+        """The newest checkpoint, which every process continues from; raises InputError as `latest`.
+
+        Raises InputError, too, where the processes do not all see the same one.
+        """
+        checkpoint = self.latest()
+        seen = ranks.gathered(None if checkpoint is None else checkpoint.update)
+        if len(set(seen)) > 1:
+            raise InputError(
+                f"{self.place}: the processes of this step see different checkpoints there, of the updates {seen}. "
+                f"Name a place that all of them reach, such as a bucket ({ELSEWHERE})."
+            )
+        return checkpoint
+
     def clear(self) -> None:
-        """Remove them all: the work is done."""
-        _remove(self.place)
+        """Remove them all: the work is done; the first process does."""
+        if is_first():
+            _remove(self.place)
 
     def _read(self, folder: Path, source: str) -> Checkpoint:
         """An undamaged checkpoint. Raises InputError when it is of other work."""
@@ -136,6 +161,20 @@ class Checkpoints:
         left = [name for name in storage.list_folders(self.place) if name.startswith(".")]
         for name in older[: max(0, len(older) + 1 - self.keep)] + newer + left:
             _remove(f"{self.place}/{name}")
+
+
+def _layout_apart(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings without who does the work, and what follows from that of the size of an update."""
+    plain, sizes = dict(settings), dict[str, Any]()
+    if "training" in plain:
+        plain["training"], sizes = _layout_apart(plain["training"])
+    if "compute" in plain:
+        compute: Mapping[str, Any] = plain["compute"]
+        if "accumulation" in plain:
+            processes = compute["nodes"] * compute["processes"]
+            sizes["micro_batches_per_update"] = plain.pop("accumulation") * processes
+        plain["compute"] = {name: value for name, value in compute.items() if name not in LAYOUT}
+    return plain, sizes
 
 
 def _damage(folder: Path) -> str:

@@ -12,16 +12,18 @@ import math
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from components import termination, tracking
-from components.artifacts import Metrics, write_json
+from components import processes, termination, tracking
+from components.artifacts import Metrics, read_json, write_json
 from components.errors import InputError, TrainingFailure
 from components.parsing import parse
-from components.settings import StepSettings
+from components.ranks import is_first, is_started, world_size
+from components.settings import Compute, StepSettings
 
 STEPS = (
     "demo", "preprocess", "base", "validate", "sft", "reward", "rl", "evaluate", "upload", "deploy", "infer",
@@ -102,12 +104,22 @@ def run_step(
 ) -> Metrics:
     """The metrics of a step run on local paths; also written to `metrics_file`, with metrics.jsonl beside it.
 
-    Raises InputError for settings that do not fit the step and for a full or unwritable disk, Terminated after SIGTERM,
-    and whatever the step raises.
+    Where its settings ask for several processes, this one starts them and watches. Raises InputError for settings that
+    do not fit the step and for a full or unwritable disk, Terminated after SIGTERM, and whatever the step raises.
     """
     # Threads that wait for work spin a little, not for milliseconds: on shared cores that costs a third of the speed.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     parsed = parse(settings_class(step), settings, prefix=(task,))
+    compute = _compute(parsed)
+    size = compute.nodes * compute.processes
+    if size > 1 and not is_started():
+        _start(processes.Job(step, dict(settings), dict(paths), metrics_file, task), compute)
+        return {name: float(value) for name, value in read_json(metrics_file).items()}
+    if is_started() and world_size() != size:
+        raise InputError(
+            f"{task}: {world_size()} processes were started, and its compute settings ask for {size}. Start as "
+            "many as they say; a step starts its own where nothing else does."
+        )
     run = step_function(step)
     try:
         with (
@@ -117,7 +129,8 @@ def run_step(
         ):
             values = {name: float(value) for name, value in run(parsed, **paths).items()}
             tracker.finish(values)
-        write_json(metrics_file, values)
+        if is_first():
+            write_json(metrics_file, values)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
@@ -126,6 +139,22 @@ def run_step(
             "the same command again; it continues from a checkpoint where there is one."
         ) from error
     return values
+
+
+def _compute(settings: StepSettings) -> Compute:
+    """How a step computes; in one process where it says nothing."""
+    found = getattr(settings, "compute", None) or getattr(getattr(settings, "training", None), "compute", None)
+    return found or Compute()
+
+
+def _start(job: processes.Job, compute: Compute) -> None:
+    """Run the job in processes of this container, or on several machines."""
+    if compute.nodes == 1:
+        processes.run(job, compute.processes)
+        return
+    from components import trainer
+
+    trainer.run(job, compute.nodes, compute.processes)
 
 
 def settings_class(step: str) -> type[StepSettings]:
@@ -157,7 +186,35 @@ def path_parameters(run: Callable[..., Any]) -> dict[str, bool]:
     }
 
 
+def one_of_several() -> int:
+    """Run this process's part of the job in the environment; how it ended is left for who started it, and the code."""
+    job = processes.Job.read(os.environ[processes.JOB])
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
+    logging.getLogger("components").setLevel(logging.INFO if is_first() else logging.WARNING)
+    processes.enter()
+    try:
+        from components.exchange import delivered, fetched
+
+        job = fetched(job)
+        run_step(job.step, job.settings, job.paths, metrics_file=job.metrics_file, task=job.task)
+        if is_first():
+            delivered(job)
+    except EXPECTED as error:
+        processes.leave(error)
+        return ending(error, job.task)[0]
+    except Exception as error:
+        traceback.print_exc()
+        processes.leave(error)
+        return FAILED_EXIT_CODE
+    processes.leave(None)
+    return 0
+
+
 def _record(task: str, started: float, **fields: Any) -> None:
     """Leave what happened for the process that watches this one."""
     if folder := os.environ.get(RUN_DIR):
         write_json(Path(folder) / "steps" / f"{task}.json", {**fields, "seconds": time.monotonic() - started})
+
+
+if __name__ == "__main__":  # torchrun's way in
+    sys.exit(one_of_several())

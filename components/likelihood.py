@@ -11,6 +11,7 @@ from components.artifacts import Metrics
 from components.batches import length_batches
 from components.logprobs import LanguageModel, Tokens
 from components.packed import Row
+from components.ranks import ALONE, Ranks
 from components.records import Demonstration
 from components.tokens import Tokenizer, cut_to_length, encode_prompt, encode_response
 from components.training import Loss
@@ -59,16 +60,24 @@ class Likelihood:
 
 
 @torch.no_grad()
-def evaluate_likelihood(model: LanguageModel, rows: Sequence[Passage], batch_tokens: int) -> Metrics:
-    """Loss per learned token, perplexity and share of tokens predicted, over held-out passages."""
+def evaluate_likelihood(
+    model: LanguageModel, rows: Sequence[Passage], batch_tokens: int, ranks: Ranks = ALONE
+) -> Metrics:
+    """Loss per learned token, perplexity and share of tokens predicted, over held-out passages.
+
+    Each of the `ranks` reads some of them, and all have the result.
+    """
     if not rows:
         return {}
     objective = Likelihood()
     model.eval()
-    total, right, terms = 0.0, 0.0, sum(map(objective.terms, rows))
-    for batch in length_batches([objective.length(row) for row in rows], batch_tokens):
+
+    def read(batch: list[int]) -> tuple[float, float]:
         loss = objective.loss(model, [rows[index] for index in batch])
-        total += loss.total.item()
-        right += loss.sums["train/token_accuracy"]
+        return loss.total.item(), loss.sums["train/token_accuracy"]
+
+    batches = length_batches([objective.length(row) for row in rows], batch_tokens)
+    terms = sum(map(objective.terms, rows))
+    total, right = map(sum, zip(*ranks.spread(batches, read), strict=True))
     mean = total / terms
     return {"eval/loss": mean, "eval/perplexity": math.exp(min(mean, 50.0)), "eval/token_accuracy": right / terms}

@@ -19,8 +19,10 @@ from components.blocks import slim
 from components.errors import InputError
 from components.packed import Packed, backbone, pack, whole_rows
 from components.products import quicken
+from components.ranks import join
 from components.settings import Lora
 from components.tokens import Tokenizer, load_tokenizer, template_digest
+from components.zero import whole
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -156,14 +158,20 @@ def save_model(
 
     A scalar model with adapters is also written apart from its base, in adapter/: its adapter and its head.
     `members`, models trained alike, are written below it as members/1 and so on, in the same form but under the one
-    manifest. Returns the folder's digest, which depends on content alone.
+    manifest. Returns the folder's digest, which depends on content alone. Where several processes train, all of them
+    call it and the first one writes.
     """
-    if folder.exists():
-        shutil.rmtree(folder)
-    _write(model, tokenizer, folder, card)
-    for number, (member, its_card) in enumerate(members, start=1):
-        _write(member, tokenizer, folder / MEMBERS / str(number), its_card)
-    return write_manifest(folder, card.kind, settings=settings, parents=parents)
+
+    def written() -> str:
+        if folder.exists():
+            shutil.rmtree(folder)
+        _write(model, tokenizer, folder, card)
+        for number, (member, its_card) in enumerate(members, start=1):
+            _write(member, tokenizer, folder / MEMBERS / str(number), its_card)
+        return write_manifest(folder, card.kind, settings=settings, parents=parents)
+
+    with whole(model):
+        return join().first(written)
 
 
 def merged(model: Any) -> Any:

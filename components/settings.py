@@ -3,10 +3,10 @@
 Precedence is decided in `pipeline/overrides.py`: class defaults < configuration files < `key=value`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 class Group(BaseModel):
@@ -48,12 +48,28 @@ class Optimizer(Group):
 
 
 class Compute(Group):
-    """How the arithmetic is done."""
+    """How the arithmetic is done, and by how many processes."""
 
     dtype: Literal["fp32", "bf16"] = "bf16"
     """bf16 keeps float32 weights and computes in bfloat16; fp16 is not offered."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
+    processes: int = Field(1, ge=1)
+    """Processes in the task's container, or in each pod; one for each GPU there."""
+    nodes: int = Field(1, ge=1)
+    """Pods with so many processes each; from 2 on they are a Kubeflow TrainJob's (components/trainjob.py)."""
+    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
+    """What processes divide: ddp the rows; zero1 AdamW's state, zero2 gradients, zero3 weights too (DeepSpeed)."""
+    offload: bool = False
+    """AdamW's state in the CPU's memory, which takes its steps: less memory, slower; zero1 to zero3 alone."""
+
+    @model_validator(mode="after")
+    def _has_what_to_divide(self) -> Self:
+        if self.strategy != "ddp" and self.nodes * self.processes == 1:
+            raise ValueError(f"strategy is {self.strategy} and processes is 1: raise processes, or take strategy ddp.")
+        if self.offload and self.strategy == "ddp":
+            raise ValueError("offload is set and strategy is ddp, which divides nothing: take zero1, zero2 or zero3.")
+        return self
 
 
 class Training(Group):
@@ -64,7 +80,7 @@ class Training(Group):
     batch_tokens: int = Field(8192, ge=16)
     """Tokens in a micro-batch, padding included; rows are sorted by length so that little is padding."""
     accumulation: int = Field(1, ge=1)
-    """Micro-batches in one update."""
+    """Micro-batches of each process in one update."""
     max_length: int = Field(512, ge=8)
     """Tokens of prompt and response together; prompts lose their oldest tokens, responses their last."""
     eval_every: int = Field(0, ge=0)
@@ -230,19 +246,3 @@ class OverlapSettings(Group):
     staleness of 0, where the two take turns, both have all."""
     gpu: int | None = Field(None, ge=0)
     """The GPU of that process, by its number; absent takes the second, or the one there is."""
-
-
-class AlertSettings(Group):
-    """When the numbers of a run are worth an alert."""
-
-    patience: int = Field(5, ge=1)
-    """Rollouts in a row for which something must be wrong; a wrong ratio and a skipped update are told at once."""
-    max_kl: float = Field(20.0, gt=0)
-    """KL to the reference (k3) in nats per response; our own runs stay below 7."""
-    max_missing_eos: float = Field(0.5, ge=0, le=1)
-    """Share of the responses of a rollout that are cut at the length limit."""
-    min_entropy: float = Field(0.01, ge=0)
-    """Nats per token; below it nearly every response to a prompt is the same."""
-    max_logprob_gap: float = Field(0.1, gt=0)
-    """Mean difference, in nats per token, between the log-probabilities of sampler and trainer; ten times what bf16
-    explains, and far below what other weights or another temperature make of it."""

@@ -26,6 +26,10 @@ class Watch:
         self.requested = False
         self._at_once = False
 
+    def dismiss(self) -> None:
+        """It is too late to stop: all that was to be kept is kept."""
+        self.requested = False
+
     def check(self) -> None:
         """Raise Terminated if the process was asked to stop."""
         if self.requested:

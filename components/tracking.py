@@ -30,6 +30,7 @@ from components.mlflow_server import (
 )
 from components.outbox import METRICS_FILE, UNSENT_FILE, Outbox, Record
 from components.pipeline_run import ERROR_TAG, MAX_ERROR, PIPELINE_RUN, found_or_made
+from components.ranks import is_first as _is_first_rank
 from components.termination import Terminated
 
 logger = logging.getLogger(__name__)
@@ -153,10 +154,12 @@ def track(name: str, settings: Mapping[str, Any], folder: Path) -> Iterator[Trac
     Raises InputError when MLflow must be reached and cannot be.
     """
     global _active
-    folder.mkdir(parents=True, exist_ok=True)
-    for name_of_file in (METRICS_FILE, ALERTS_FILE, UNSENT_FILE):
-        (folder / name_of_file).unlink(missing_ok=True)
-    outbox = _outbox(name, folder) if _is_first_rank() else None
+    outbox = None
+    if _is_first_rank():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name_of_file in (METRICS_FILE, ALERTS_FILE, UNSENT_FILE):
+            (folder / name_of_file).unlink(missing_ok=True)
+        outbox = _outbox(name, folder)
     _active = tracker = Tracker(folder, outbox)
     if outbox:
         outbox.put("log_params", settings)
@@ -220,7 +223,3 @@ def _step_run(name: str, start: str) -> MlflowRun:
     if parent := os.environ.get(PARENT_RUN):
         return MlflowRun.attach(parent).nested(name, start)
     return MlflowRun.create(_experiment(), name, start)
-
-
-def _is_first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -6,11 +6,10 @@ anyway.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from components import termination, tracking
@@ -18,8 +17,9 @@ from components.artifacts import Metrics
 from components.batches import token_batches
 from components.checkpoints import Checkpoints
 from components.progress import Progress
+from components.ranks import ALONE, Ranks
 from components.settings import Training
-from components.updates import Updater, total
+from components.updates import Updater
 
 logger = logging.getLogger(__name__)
 
@@ -60,18 +60,20 @@ def fit(
     checkpoints: Checkpoints,
     finish: Callable[[Metrics], object],
     prefix: str = "",
+    ranks: Ranks = ALONE,
 ) -> Metrics:
     """Train `model` on `rows`; returns the last evaluation and the training metrics, which `finish` gets first.
 
     `finish` saves what was learned; the checkpoints stay until the caller clears them. `prefix` stands before the
-    names of the metrics that are tracked, where one step trains several models.
+    names of the metrics that are tracked, where one step trains several models. `ranks` are the processes that call it
+    together, each of which learns from some micro-batches of every update.
 
     Continues from the newest checkpoint where there is one. The order of the rows depends on the seed alone. Raises
     Terminated after SIGTERM, once a checkpoint holds all that was learned, the update at hand with it; an evaluation
     and `finish` are broken off and done again by the next start. Raises TrainingFailure as `Updater.step` does.
     """
-    plan = list(_plan(objective, rows, settings, seed))
-    updater = Updater(model, settings.optimizer, settings.compute, len(plan))
+    plan = list(_plan(objective, rows, settings, seed, ranks.size))
+    updater = Updater(model, settings.optimizer, settings.compute, len(plan), ranks=ranks)
     with termination.watch() as watch:
         course = _Course(label, updater, settings.eval_every, evaluate, checkpoints, watch, prefix)
         course.resume()
@@ -81,6 +83,7 @@ def fit(
         metrics = course.last()
         with course.repeatable():
             finish(metrics)
+        watch.dismiss()
     return metrics
 
 
@@ -105,7 +108,7 @@ class _Course:
 
     def resume(self) -> None:
         """Take back the newest checkpoint, and finish the update whose evaluation was broken off."""
-        checkpoint = self.checkpoints.latest()
+        checkpoint = self.checkpoints.agreed(self.updater.ranks)
         if checkpoint is None:
             return
         self.updater.restore(checkpoint.tensors, checkpoint.values["updater"], checkpoint.source)
@@ -132,23 +135,18 @@ class _Course:
                 metrics = metrics | self.evaluate()
         self.history.append(tracking.log_metrics({self.prefix + name: metrics[name] for name in metrics}, update))
         self.progress.advance(loss=metrics["loss/train"])
-        if self.checkpoints.due(update) or self.watch.requested:
+        asked = self.updater.ranks.asked(self.watch)
+        if self.checkpoints.due(update) or asked:
             self._save(self.updater.state())
         self.watch.check()
 
-    @contextmanager
-    def repeatable(self, unfinished: Metrics | None = None) -> Iterator[None]:
+    def repeatable(self, unfinished: Metrics | None = None) -> AbstractContextManager[None]:
         """What SIGTERM breaks off inside is done again by the next start, from all that was so before it.
 
         `unfinished` is what the last update measured, where its evaluation is what is broken off.
         """
-        before = self.updater.state()  # what is broken off may have drawn random numbers, or merged adapters
-        try:
-            with self.watch.interruptible():
-                yield
-        except termination.Terminated:
-            self._save(before, unfinished)
-            raise
+        ranks = self.updater.ranks
+        return ranks.repeatable(self.watch, self.updater.state, lambda before: self._save(before, unfinished))
 
     def _save(self, tensors: dict[str, Tensor], unfinished: Metrics | None = None) -> None:
         """A checkpoint; the newest is left alone where it holds the same, for one that is replaced may be lost."""
@@ -157,29 +155,32 @@ class _Course:
             return
         values = {"updater": self.updater.values(), "history": self.history, "unfinished": unfinished}
         self.checkpoints.save(update, tensors, values)
+        self.updater.ranks.barrier()
         self.kept = None if unfinished else update
 
 
-def _plan(objective: Objective, rows: Sequence[Any], settings: Training, seed: int) -> Iterator[list[list[int]]]:
-    """The micro-batches of every update of every epoch."""
-    lengths = [objective.length(row) for row in rows]
+def _plan(
+    objective: Objective, rows: Sequence[Any], settings: Training, seed: int, processes: int
+) -> Iterator[list[list[int]]]:
+    """The micro-batches of every update of every epoch, over all processes."""
+    lengths, size = [objective.length(row) for row in rows], settings.accumulation * processes
     for epoch in range(settings.epochs):
         batches = token_batches(lengths, settings.batch_tokens, seed + 1000 * epoch)
-        for start in range(0, len(batches), settings.accumulation):
-            yield batches[start : start + settings.accumulation]
+        for start in range(0, len(batches), size):
+            yield batches[start : start + size]
 
 
 def _update(updater: Updater, objective: Objective, micro_batches: Sequence[Sequence[Any]]) -> Metrics:
-    """One optimiser step over some micro-batches."""
+    """One optimiser step over some micro-batches, of which each process reads its share."""
     updater.model.train()
     every_row = [row for rows in micro_batches for row in rows]
-    own_terms = sum(map(objective.terms, every_row))
+    terms = float(sum(map(objective.terms, every_row)))
     updater.count(samples=len(every_row), tokens=sum(map(objective.length, every_row)))
-    terms = float(total(torch.tensor(float(own_terms))))
-    sums: Metrics = {}
-    for number, rows in enumerate(micro_batches, start=1):
+    sums: dict[str, tuple[float, float]] = {}
+    for rows, weight in updater.ranks.share(micro_batches):
         loss = objective.loss(updater.model, rows)
-        updater.backward(loss.total, terms, last=number == len(micro_batches))
+        updater.backward(loss.total * weight, terms)
         for name, value in {"loss/train": loss.total.item(), **loss.sums}.items():
-            sums[name] = sums.get(name, 0.0) + value
-    return {name: value / own_terms for name, value in sums.items()} | updater.step()
+            sums[name] = sums.get(name, (0.0, 0.0))[0] + value * weight, 0.0
+    totals = updater.ranks.totals(sums)
+    return {name: value / terms for name, (value, _) in totals.items()} | updater.step()

@@ -1,32 +1,29 @@
-"""Updates of the weights, on accelerate: backward, clip, step, skip what is not finite, count, save and restore.
+"""Updates of the weights: loss, backward, clip, step, skip what is not finite, count, save and restore.
 
 Supervised training (`training.fit`) and the RL loop share it. A loss is a sum over terms (tokens, pairs); it is
 divided by the number of terms in the whole update, over all micro-batches and all processes, so that the way rows
-are cut into micro-batches changes nothing.
+are cut into micro-batches and shared out changes nothing.
 """
 
 import logging
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from components.artifacts import Metrics
+from components.engines import Engine, Groups, Replica
 from components.errors import InputError, TrainingFailure
 from components.optimizers import MAIN, learning_rate_factor, parameter_groups
 from components.randomness import random_states, set_random_states
+from components.ranks import ALONE, Ranks
 from components.settings import Compute, Optimizer
 
 logger = logging.getLogger(__name__)
 
-
-def total(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes."""
-    from accelerate.utils import reduce
-
-    return reduce(tensor, "sum")  # type: ignore[no-any-return]
+OTHERS = "rank."
+"""Before the names of the random states of every process but the first."""
 
 
 class Updater:
@@ -39,54 +36,43 @@ class Updater:
         compute: Compute,
         total_updates: int,
         optimizers: Mapping[str, Optimizer] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """`optimizers` gives sub-modules an optimiser of their own, by name and where the model has them.
 
         Each network's gradient is clipped by itself. They all take their steps together, and `optimizer.max_skipped`
-        counts for them all.
+        counts for them all. `ranks` are the processes that learn together.
         """
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state()  # it is global, and refuses a second precision in one process
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if compute.dtype == "bf16" else "no", cpu=not torch.cuda.is_available()
-        )
-        if self.accelerator.num_processes > 1:
-            raise InputError(
-                f"{self.accelerator.num_processes} processes were started, and all of them would learn from the same "
-                "rows. Start the step in one process."
-            )
         present = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
         given = {name: settings for name, settings in (optimizers or {}).items() if name in present}
         self.optimizers = {MAIN: optimizer, **given}
-        self.compute, self.total_updates = compute, total_updates
+        self.compute, self.total_updates, self.ranks = compute, total_updates, ranks
         self.update = self.skipped = self.skipped_in_row = self.samples = self.tokens = 0
         if compute.gradient_checkpointing:
             _checkpoint_activations(model)
-        groups = parameter_groups(model, self.optimizers)
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self._names = [names[id(parameter)] for group in groups for parameter in group["params"]]  # as AdamW counts
-        self.model, self.optimizer = self.accelerator.prepare(model, torch.optim.AdamW(groups, fused=True))
-        self._loss = torch.zeros((), device=self.accelerator.device)
+        self.module = model
+        self.engine = _engine(model, parameter_groups(model, self.optimizers), compute, ranks)
+        self.device = next(model.parameters()).device
+        self._loss = torch.zeros((), device=self.device)
 
     @property
-    def module(self) -> nn.Module:
-        """The module itself, without the wrappers of distributed training."""
-        return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
+    def model(self) -> nn.Module:
+        """What is called for a forward pass."""
+        return self.engine.model  # type: ignore[no-any-return]
 
-    def backward(self, loss_sum: Tensor, terms: float, last: bool = True) -> None:
-        """Add the gradient of `loss_sum / terms`; `terms` counts the update's terms over all processes.
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW itself."""
+        return self.engine.optimizer
 
-        Processes average their gradients at the `last` micro-batch, hence the factor of their number.
-        """
-        loss = loss_sum * (self.accelerator.num_processes / terms)
+    def backward(self, loss_sum: Tensor, terms: float) -> None:
+        """Add the gradient of `loss_sum / terms`; `terms` counts the update's terms over all processes."""
+        loss = loss_sum * (1.0 / terms)
         self._loss += loss.detach()
-        with nullcontext() if last else self.accelerator.no_sync(self.model):
-            self.accelerator.backward(loss)
+        self.engine.backward(loss)
 
     def count(self, samples: int = 0, tokens: int = 0) -> None:
-        """Count what the next update learns from."""
+        """Count what the next update learns from, over all processes."""
         self.samples += samples
         self.tokens += tokens
 
@@ -96,23 +82,22 @@ class Updater:
         A loss or gradient that is not finite skips the step. Raises TrainingFailure when more updates in a row than
         `max_skipped` are skipped.
         """
-        rates = self._set_rates()
-        norms = {network: self._norm(network) for network in self.optimizers}
-        loss = float(self._loss)
-        if all(map(math.isfinite, (loss, *norms.values()))):
-            for network, norm in norms.items():
-                torch.nn.utils.clip_grads_with_norm_(
-                    self._parameters(network), self.optimizers[network].max_grad_norm, torch.tensor(norm)
-                )
-            self.optimizer.step()
-            self.skipped_in_row = 0
-        else:
-            self._skip(loss, norms, rates)
-        self.optimizer.zero_grad()
+        rates, seen = self._set_rates(), dict[str, float]()
+        self.ranks.add_up([self._loss])
+
+        def judge(norms: Mapping[str, float]) -> bool:
+            seen.update(norms)
+            if all(map(math.isfinite, (float(self._loss), *norms.values()))):
+                self.skipped_in_row = 0
+                return True
+            self._skip(norms, rates)
+            return False
+
+        self.engine.step(judge, {network: settings.max_grad_norm for network, settings in self.optimizers.items()})
         self._loss.zero_()
         self.update += 1
         numbers = {"loss/skipped_updates": self.skipped, "data/samples": self.samples, "data/tokens": self.tokens}
-        return _named("loss/grad_norm", norms) | _named("loss/lr", rates) | {k: float(v) for k, v in numbers.items()}
+        return _named("loss/grad_norm", seen) | _named("loss/lr", rates) | {k: float(v) for k, v in numbers.items()}
 
     def values(self) -> dict[str, int]:
         """The counts, for a checkpoint."""
@@ -121,49 +106,26 @@ class Updater:
     def state(self) -> dict[str, Tensor]:
         """What is trained, the persistent buffers, the optimiser's state and every global random state, by name.
 
-        Frozen weights are left out: they come from the folder that the model was loaded from.
+        Frozen weights are left out: they come from the folder that the model was loaded from. Every process asks for
+        it, and the first one has it all.
         """
-        tensors = {f"model.{name}": tensor for name, tensor in self._own_tensors().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            name = self._names[index]
-            tensors |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        return tensors | random_states()
+        own, *others = self.ranks.gathered(random_states())
+        random = own | {f"{OTHERS}{n}.{name}": t for n, states in enumerate(others, 1) for name, t in states.items()}
+        return self.engine.state() | random
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, int], source: str = "the checkpoint") -> None:
-        """Take back what `state` and `values` gave.
+        """Take back what `state` and `values` gave, with however many processes.
 
         Raises InputError naming `source` and the first tensor that is not the model's by name or by shape.
         """
-        own = self._own_tensors()
-        saved = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-        _refuse_another_model(saved, own, source)
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(saved[name])
-        indices, states = {name: index for index, name in enumerate(self._names)}, dict[int, dict[str, Tensor]]()
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                parameter, key = name.removeprefix("optimizer.").rsplit(".", 1)
-                states.setdefault(indices[parameter], {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
-        set_random_states(tensors)
+        saved = {n.removeprefix("model."): tuple(t.shape) for n, t in tensors.items() if n.startswith("model.")}
+        _refuse_another_model(saved, self.engine.shapes(), source)
+        self.engine.restore(tensors)
+        prefix = f"{OTHERS}{self.ranks.rank}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        set_random_states(own or tensors)
         for name in self.values():
             setattr(self, name, int(values[name]))
-
-    def _own_tensors(self) -> dict[str, Tensor]:
-        """Trainable parameters and persistent buffers by name."""
-        module = self.module
-        trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
-        persistent = module.state_dict().keys()
-        return trained | {name: value for name, value in module.named_buffers() if name in persistent}
-
-    def _parameters(self, network: str) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups if group["network"] == network for p in group["params"]]
-
-    def _norm(self, network: str) -> float:
-        """The norm of a network's gradient."""
-        gradients = [p.grad for p in self._parameters(network) if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
 
     def _set_rates(self) -> dict[str, float]:
         """Set every group's learning rate for this update; returns those of the networks."""
@@ -175,11 +137,12 @@ class Updater:
             group["lr"] = rates[group["network"]]
         return rates
 
-    def _skip(self, loss: float, norms: Mapping[str, float], rates: Mapping[str, float]) -> None:
+    def _skip(self, norms: Mapping[str, float], rates: Mapping[str, float]) -> None:
         """Count an update whose loss or gradient is not finite. Raises TrainingFailure after too many in a row."""
         self.skipped += 1
         self.skipped_in_row += 1
-        numbers = {"loss": loss} | _named("gradient norm", norms, " of ") | _named("learning rate", rates, " of ")
+        numbers = {"loss": float(self._loss)} | _named("gradient norm", norms, " of ")
+        numbers |= _named("learning rate", rates, " of ")
         shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         logger.warning("update %d is skipped: %s", self.update + 1, shown)
         if self.skipped_in_row > self.optimizers[MAIN].max_skipped:
@@ -193,8 +156,7 @@ class Updater:
 
     def _bad_gradients(self) -> str:
         """The first parameters whose gradient is not finite, as a sentence."""
-        gradients = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
-        bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+        bad = self.engine.broken()
         if not bad:
             return "every gradient is finite"
         more = f" and {len(bad) - 3} more parameters" if len(bad) > 3 else ""
@@ -206,10 +168,12 @@ def _named(name: str, values: Mapping[str, float], between: str = "_") -> dict[s
     return {name if network == MAIN else f"{name}{between}{network}": value for network, value in values.items()}
 
 
-def _refuse_another_model(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
-    """Raise InputError where a checkpoint's tensors are not the model's."""
+def _refuse_another_model(
+    saved: Mapping[str, tuple[int, ...]], own: Mapping[str, tuple[int, ...]], source: str
+) -> None:
+    """Raise InputError where the shapes of a checkpoint's tensors are not the model's."""
     for name in sorted(saved.keys() | own.keys()):
-        there, here = (tuple(side[name].shape) if name in side else None for side in (saved, own))
+        there, here = saved.get(name), own.get(name)
         if there != here:
             raise InputError(
                 f"{source} is of another model: {name} {_shaped(there)} there and {_shaped(here)} in the model that is "
@@ -219,6 +183,23 @@ def _refuse_another_model(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]
 
 def _shaped(shape: tuple[int, ...] | None) -> str:
     return "is absent" if shape is None else f"has shape {shape}"
+
+
+def _engine(model: nn.Module, groups: Groups, compute: Compute, ranks: Ranks) -> Engine:
+    """What holds the weights, as the settings say. Raises InputError for ZeRO with one process."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # it is global, and refuses a second precision in one process
+    mixed = "bf16" if compute.dtype == "bf16" else "no"
+    accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
+    assert accelerator.num_processes == ranks.size, "the processes that were started are not those that learn"
+    prepared = accelerator.prepare_model(model, evaluation_mode=True)  # no wrapper: precision and device alone
+    if compute.strategy == "ddp":
+        return Replica(prepared, model, groups, ranks)
+    from components.zero import Zero
+
+    return Zero(prepared, groups, compute, ranks)
 
 
 def _checkpoint_activations(model: nn.Module) -> None:

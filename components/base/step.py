@@ -16,6 +16,7 @@ from components.errors import InputError
 from components.likelihood import Likelihood, Passage, evaluate_likelihood
 from components.logprobs import LanguageModel
 from components.models import load_policy, policy_card, save_model
+from components.ranks import join
 from components.storage import fetch, is_remote, local_path
 from components.tokens import load_tokenizer
 from components.training import fit
@@ -89,7 +90,7 @@ def _train(settings: BaseSettings, documents: list[Document], inputs: dict[str, 
         "base", settings_dict, inputs, base, training.checkpoint_every, training.keep_checkpoints
     )
     card = policy_card("", "base", tokenizer)
-    reader = LanguageModel(model)
+    reader, ranks = LanguageModel(model), join()
     metrics = fit(
         reader,
         Likelihood(),
@@ -97,9 +98,10 @@ def _train(settings: BaseSettings, documents: list[Document], inputs: dict[str, 
         training,
         seed=settings.seed,
         label="base",
-        evaluate=lambda: evaluate_likelihood(reader, held_out, training.batch_tokens),
+        evaluate=lambda: evaluate_likelihood(reader, held_out, training.batch_tokens, ranks),
         checkpoints=checkpoints,
         finish=lambda _: save_model(model, tokenizer, base, card, settings=settings_dict, parents=inputs),
+        ranks=ranks,
     )
     checkpoints.clear()
     return metrics | {"base/num_parameters": float(model.num_parameters()), "base/vocab_size": float(len(tokenizer))}

@@ -19,11 +19,13 @@ from components import tracking
 from components.artifacts import Metrics, ModelCard, folder_digest
 from components.checkpoints import Checkpoints
 from components.models import ScalarModel, scalar_from_policy, with_lora
+from components.ranks import ALONE, Ranks, join
 from components.reward.measures import held_out_metrics
 from components.reward.pairs import Pair, PairObjective, score_pairs
 from components.reward.settings import RewardSettings
 from components.tokens import Tokenizer, template_digest
 from components.training import fit
+from components.zero import whole
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def train_member(lesson: Lesson, number: int, keep: Callable[[Any, ModelCard], N
     `keep` saves the model with its adapters, which it may merge; what SIGTERM breaks off of that is done again by the
     next start.
     """
-    settings, objective = lesson.settings, lesson.objective
+    settings, objective, ranks = lesson.settings, lesson.objective, join()
     seed = settings.seed + STRIDE * number
     torch.manual_seed(seed)
     scalar = scalar_from_policy(lesson.inputs["sft"])
@@ -75,7 +77,7 @@ def train_member(lesson: Lesson, number: int, keep: Callable[[Any, ModelCard], N
     scale: Metrics = {}
 
     def finish(_: Metrics) -> None:
-        mean, std = normalization(scalar, objective, some, budget) if settings.normalize else (0.0, 1.0)
+        mean, std = normalization(scalar, objective, some, budget, ranks) if settings.normalize else (0.0, 1.0)
         scale.update({"score/mean": mean, "score/std": std})
         keep(scalar.model, lesson.card(mean, std))
 
@@ -87,11 +89,12 @@ def train_member(lesson: Lesson, number: int, keep: Callable[[Any, ModelCard], N
         seed=seed,
         label=settings.kind if number == 0 else f"{settings.kind} member {number}",
         evaluate=lambda: held_out_metrics(
-            score_pairs(scalar, objective, lesson.test, budget), lesson.test, settings.kind
+            score_pairs(scalar, objective, lesson.test, budget, ranks), lesson.test, settings.kind
         ),
         checkpoints=lesson.checkpoints(number),
         finish=finish,
         prefix=f"member_{number}/" if number else "",
+        ranks=ranks,
     )
     return metrics | scale
 
@@ -113,7 +116,8 @@ def finish_member(lesson: Lesson, number: int) -> None:
 
     def keep(model: Any, card: ModelCard) -> None:
         values = {"mean": card.score_mean, "std": card.score_std, "history": tracking.history()[before:]}
-        finished.save(1, _trained(model), values)
+        with whole(model):
+            finished.save(1, _trained(model), values)
 
     train_member(lesson, number, keep)
     lesson.checkpoints(number).clear()
@@ -138,10 +142,10 @@ def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def normalization(
-    scalar: ScalarModel, objective: PairObjective, pairs: Sequence[Pair], batch_tokens: int
+    scalar: ScalarModel, objective: PairObjective, pairs: Sequence[Pair], batch_tokens: int, ranks: Ranks = ALONE
 ) -> tuple[float, float]:
     """Mean and standard deviation of raw training scores; the mean is 0 for costs, whose zero means something."""
-    scores = score_pairs(scalar, objective, pairs, batch_tokens)
+    scores = score_pairs(scalar, objective, pairs, batch_tokens, ranks)
     both = torch.cat([scores.chosen, scores.rejected])
     mean = float(both.mean()) if objective.kind == "reward" else 0.0
     return mean, max(float(both.std()), 1e-8)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from components.batches import length_batches
 from components.packed import Row, pack
+from components.ranks import ALONE, Ranks
 from components.records import Preference
 from components.tokens import Tokenizer, cut_to_length, encode_prompt, encode_response
 from components.training import Loss
@@ -104,12 +105,15 @@ class PairScores:
 
 
 @torch.no_grad()
-def score_pairs(model: nn.Module, objective: PairObjective, pairs: Sequence[Pair], batch_tokens: int) -> PairScores:
-    """The scores (N,) of all pairs, in their order, on the CPU."""
+def score_pairs(
+    model: nn.Module, objective: PairObjective, pairs: Sequence[Pair], batch_tokens: int, ranks: Ranks = ALONE
+) -> PairScores:
+    """The scores (N,) of all pairs, in their order, on the CPU; each of the `ranks` reads some of them."""
     model.eval()
+    batches = length_batches([objective.length(pair) for pair in pairs], batch_tokens)
+    found = ranks.spread(batches, lambda batch: objective.scores(model, [pairs[index] for index in batch]))
     chosen, rejected = torch.zeros(len(pairs)), torch.zeros(len(pairs))
-    for batch in length_batches([objective.length(pair) for pair in pairs], batch_tokens):
-        first, second = objective.scores(model, [pairs[index] for index in batch])
+    for batch, (first, second) in zip(batches, found, strict=True):
         chosen[batch], rejected[batch] = first.float().cpu(), second.float().cpu()
     return PairScores(chosen, rejected)
 

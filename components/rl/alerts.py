@@ -5,7 +5,7 @@ from collections.abc import Callable
 from components.artifacts import Metrics
 from components.monitoring import Detector, Monitor
 from components.rl.algorithm_settings import AlgorithmSettings, OnlineSettings, PPOLagSettings
-from components.settings import AlertSettings
+from components.rl.settings import AlertSettings
 
 RATIO_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 """How far from 1 rounding alone takes a ratio at the first update of a batch: of the order of the dtype's epsilon

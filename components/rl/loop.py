@@ -5,12 +5,11 @@ It knows no algorithm, no engine and no source of batches: those are objects it 
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from components import tracking
@@ -22,9 +21,9 @@ from components.progress import Progress
 from components.rl.course import PENDING, Course, pending, points
 from components.rl.settings import RLSettings
 from components.rl.types import Batch, Forward, Learner, Means, Source, State
-from components.termination import Terminated, Watch, watch
+from components.termination import Watch, watch
 from components.tracking import Row
-from components.updates import Updater, total
+from components.updates import Updater
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +65,7 @@ def train(
         course = loop.run(stop)
         with loop.repeatable(stop):
             finish(course)
+        stop.dismiss()
     return course
 
 
@@ -119,16 +119,9 @@ class _Loop:
             self._stop_if_asked(stop)
         return course
 
-    @contextmanager
-    def repeatable(self, stop: Watch) -> Iterator[None]:
+    def repeatable(self, stop: Watch) -> AbstractContextManager[None]:
         """What SIGTERM breaks off inside is done again by the next start, from all that was so before it."""
-        before = self._state()  # of everything: what is broken off may have drawn random numbers, or merged adapters
-        try:
-            with stop.interruptible():
-                yield
-        except Terminated:
-            self._save(before)
-            raise
+        return self.updater.ranks.repeatable(stop, self._state, self._save)
 
     def _next_batch(self, stop: Watch) -> Batch:
         with self.repeatable(stop):
@@ -143,26 +136,26 @@ class _Loop:
             return self._update(minibatch)
 
     def _update(self, minibatch: Batch) -> Metrics:
-        """One optimiser step; the loss is normalised by the terms of the whole minibatch over all processes."""
+        """One optimiser step on the minibatch, of which each process reads its share; normalised by its terms."""
         # Dropout is off in every model, so train mode changes nothing but gradient checkpointing.
         self.updater.model.train()
-        terms = float(total(torch.tensor(self.learner.terms(minibatch))))
+        terms, ranks = self.learner.terms(minibatch), self.updater.ranks
         sums: Means = {}
         gap = 0.0
-        parts = list(minibatch.micro_batches(self.settings.micro_batch_size))
-        for number, part in enumerate(parts, start=1):
+        for part, weight in ranks.share(list(minibatch.micro_batches(self.settings.micro_batch_size))):
             forward: Forward = self.updater.model(part.input_ids, part.attention_mask, part.mask.shape[1])
             loss, means = self.learner.loss(part, forward)
-            self.updater.backward(loss, terms, last=number == len(parts))
+            self.updater.backward(loss * weight, terms)
             for name, (value, count) in means.items():
                 summed, counted = sums.get(name, (0.0, 0.0))
-                sums[name] = summed + value, counted + count
+                sums[name] = summed + value * weight, counted + count * weight
             gap = max(gap, ratio_gap(part, forward))
-        metrics = {name: value / count for name, (value, count) in sums.items()}
+        metrics = {name: value / count for name, (value, count) in ranks.totals(sums).items()}
         for extra in self.extras:
             metrics |= extra.backward(self.updater)
         self.updater.count(samples=len(minibatch), tokens=int(minibatch.mask.sum()))
-        return metrics | self.updater.step() | ({} if minibatch.logprobs is None else {"policy/ratio_gap": gap})
+        gaps = {} if minibatch.logprobs is None else {"policy/ratio_gap": ranks.highest(gap)}
+        return metrics | self.updater.step() | gaps
 
     def _finish(self, batch: Batch) -> Metrics:
         """Log what the batch and its updates measured."""
@@ -185,7 +178,7 @@ class _Loop:
         return metrics
 
     def _stop_if_asked(self, stop: Watch) -> None:
-        if stop.requested:
+        if self.updater.ranks.asked(stop):
             self._save(self._state())
         stop.check()
 
@@ -206,11 +199,12 @@ class _Loop:
         if (place := (self.course.number, len(self.course.updates))) != self.kept:
             with self.phases.phase("checkpoint"):
                 self.checkpoints.save(self.updater.update, state.tensors | state.source(), state.values)
+                self.updater.ranks.barrier()
             self.kept = place
 
     def _resumed(self) -> Course:
         """What the newest checkpoint holds, everything put back where it was; a fresh course without one."""
-        checkpoint = self.checkpoints.latest()
+        checkpoint = self.checkpoints.agreed(self.updater.ranks)
         if checkpoint is None:
             return Course()
         values = checkpoint.values
@@ -223,7 +217,7 @@ class _Loop:
         tracking.replay(history)
         logger.info("rl continues after %d of %d batches", values["number"], self.batches)
         scatter = {name: points(pairs) for name, pairs in values["scatter"].items()}
-        batch = pending(checkpoint, self.updater.accelerator.device)
+        batch = pending(checkpoint, self.updater.device)
         return Course(values["number"], batch, values["updates"], history, scatter)
 
 

@@ -18,6 +18,7 @@ from components.errors import InputError
 from components.models import device
 from components.phases import Phases
 from components.progress import Progress
+from components.ranks import ALONE, Ranks
 from components.records import Preference
 from components.rl.reference import Reference
 from components.rl.stream import Stream
@@ -102,9 +103,11 @@ class PairLogprobs:
         micro: int,
         kept: Checkpoints | None = None,
         phases: Phases | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        """Each of the `ranks` reads some of the pairs, and has what is said of all."""
         self.reference, self.pairs, self.filler, self.micro, self.kept = reference, pairs, filler, micro, kept
-        self.phases = phases or Phases()
+        self.phases, self.ranks = phases or Phases(), ranks
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
 
     def of(self, index: int) -> tuple[Tensor, Tensor]:
@@ -143,14 +146,19 @@ class PairLogprobs:
         prompts = [len(pair.prompt) for pair in pairs for _ in range(2)]
         lengths = [prompt + response for prompt, response in zip(prompts, self._lengths(), strict=True)]
         reference, progress = self.reference(), Progress("reference", len(pairs))
-        for rows in unit_batches(lengths, 2, self.micro * max(lengths)):
+
+        def read(rows: list[int]) -> list[Tensor]:
             padded = pad_pairs([pairs[row // 2] for row in rows[::2]], self.filler)
             width, every = padded.mask.shape[1], [torch.arange(len(rows))]
             with self.phases.phase("reference", int(padded.attention_mask.sum())):
                 logprobs = reference.logprobs(padded.input_ids, padded.attention_mask, width, 1.0, every)
-            for row, values, seen in zip(rows, logprobs, padded.mask, strict=True):
-                found[row] = values[seen].float().cpu()
             progress.advance(len(rows) // 2)
+            return [values[seen].float().cpu() for values, seen in zip(logprobs, padded.mask, strict=True)]
+
+        batches = unit_batches(lengths, 2, self.micro * max(lengths))
+        for rows, said in zip(batches, self.ranks.spread(batches, read), strict=True):
+            for row, values in zip(rows, said, strict=True):
+                found[row] = values
         return found
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from components.artifacts import Metrics
 from components.models import device
@@ -13,7 +14,7 @@ from components.rl.settings import PtxSettings
 from components.rl.stream import Stream
 from components.rl.types import Forward
 from components.tokens import Tokenizer, encode_prompt, encode_response, pad
-from components.updates import Updater, total
+from components.updates import Updater
 
 
 class Ptx:
@@ -51,7 +52,19 @@ class Ptx:
             return {"loss/ptx": self._mix_in(updater, rows)}
 
     def _mix_in(self, updater: Updater, rows: Sequence[tuple[list[int], list[int]]]) -> float:
-        """Add the gradient of these rows; gives their mean loss per token."""
+        """Add the gradient of these rows, of which each process reads its share; gives their mean loss per token."""
+        tokens = float(sum(len(response) for _, response in rows))
+        size = -(-len(rows) // updater.ranks.size)
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        found = 0.0
+        for part, weight in updater.ranks.share(parts):
+            loss = self._loss(updater, part)
+            updater.backward(self.settings.coef * loss * weight, tokens)
+            found += loss.item() * weight
+        return updater.ranks.totals({"loss": (found, 0.0)})["loss"][0] / tokens
+
+    def _loss(self, updater: Updater, rows: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+        """The summed loss of some rows' response tokens."""
         prompt_ids, prompt_mask = pad([prompt for prompt, _ in rows], self.filler, side="left")
         ids, mask = pad([response for _, response in rows], self.filler)
         mask = mask.to(device())
@@ -62,7 +75,4 @@ class Ptx:
             temperature=1.0,
             critics=False,
         )
-        loss = -masked_sum(forward.logprobs, mask)
-        tokens = float(total(mask.sum().float()))
-        updater.backward(self.settings.coef * loss, tokens)
-        return loss.item() / float(mask.sum())
+        return -masked_sum(forward.logprobs, mask)

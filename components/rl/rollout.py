@@ -9,12 +9,14 @@ from torch import Tensor
 
 from components.artifacts import Metrics
 from components.divergence import kl_estimate
+from components.models import device
 from components.phases import Phases
+from components.ranks import ALONE, Ranks
 from components.rl.drafts import Draft, Drafts
 from components.rl.functional import masked_mean, masked_sum
 from components.rl.importance import gap_metrics, importance_weights, weight_metrics
-from components.rl.networks import Networks, in_order, in_parts
-from components.rl.types import Algorithm, Batch, Rollout, State, micro_rows
+from components.rl.networks import Networks, in_order
+from components.rl.types import Algorithm, Batch, Forward, Rollout, State, micro_rows
 
 AGREEMENT, LIKENESS = 1e-4, 0.1
 """Nats per token within which the sampler's log-probabilities do for the trainer's. Where ratios are taken to them, no
@@ -29,6 +31,7 @@ def read(
     trusted: Tensor | None = None,
     tolerance: float = AGREEMENT,
     phases: Phases | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Rollout, Metrics]:
     """The rollout that a draft becomes, and how far sampler and trainer are apart.
 
@@ -39,24 +42,25 @@ def read(
     networks.eval()
     phases = phases or Phases()
     if trusted is not None:
-        logprobs = _forward(networks, draft, trusted, micro, phases)["logprobs"]
+        logprobs = _forward(networks, draft, trusted, micro, phases, ranks)["logprobs"]
         assert logprobs is not None
         gaps = gap_metrics(logprobs, draft.sampled_logprobs[trusted], draft.mask[trusted])
         if gaps["sampler/logprob_gap_max"] <= tolerance:
             return _rollout(draft, logprobs=draft.sampled_logprobs), gaps | {"sampler/reused": 1.0}
-    rollout = _rollout(draft, **_forward(networks, draft, torch.arange(len(draft.mask)), micro, phases))
+    rollout = _rollout(draft, **_forward(networks, draft, torch.arange(len(draft.mask)), micro, phases, ranks))
     return rollout, gap_metrics(rollout.logprobs, draft.sampled_logprobs, draft.mask) | {"sampler/reused": 0.0}
 
 
+@torch.no_grad()
 def _forward(
-    networks: Networks, draft: Draft, rows: Tensor, micro: int, phases: Phases
+    networks: Networks, draft: Draft, rows: Tensor, micro: int, phases: Phases, ranks: Ranks
 ) -> dict[str, Tensor | None]:
     """What the networks say of some rows, whole groups in turn: tensors (rows, R) by name."""
     length = draft.mask.shape[1]
     ids, mask = draft.input_ids[rows], draft.attention_mask[rows]
     parts = micro_rows(mask, micro, draft.group_size if draft.group_size <= micro else 1)
     with phases.phase("read", int(mask.sum())):
-        found = in_parts(lambda i, m: networks(i, m, length), parts, ids, mask)
+        found: list[Forward] = ranks.spread(parts, lambda part: networks(ids[part], mask[part], length))
     return {
         name: _joined(parts, [getattr(forward, name) for forward in found])
         for name in ("logprobs", "values", "cost_values")
@@ -66,7 +70,7 @@ def _forward(
 def _joined(parts: Sequence[Tensor], values: Sequence[Tensor | None]) -> Tensor | None:
     """The values of all parts as one tensor; None where there is no such critic."""
     present = [value for value in values if value is not None]
-    return in_order(parts, present) if present else None
+    return in_order(parts, present).to(device()) if present else None
 
 
 def _rollout(draft: Draft, **read: Tensor | None) -> Rollout:
@@ -119,13 +123,15 @@ class RolloutSource:
         max_weight: float,
         sole_update: bool = False,
         phases: Phases | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """`size` prompts a rollout; `micro` rows of full length are read at once, or as many as take no more room.
 
         With a `sole_update` on each rollout, the old policy's log-probabilities are those of its own forward pass.
+        Each of the `ranks` reads some of the rows, and has what all of them read.
         """
         self.drafts, self.networks, self.algorithm = drafts, networks, algorithm
-        self.micro, self.max_weight, self.phases = micro, max_weight, phases or Phases()
+        self.micro, self.max_weight, self.phases, self.ranks = micro, max_weight, phases or Phases(), ranks
         self.rows_per_batch = size * algorithm.rows_per_prompt
         self.weighs = algorithm.ratio is not None and not drafts.on_policy
         self.compares = algorithm.ratio is not None and not sole_update
@@ -134,7 +140,7 @@ class RolloutSource:
         """What rollout `number` (0-based) teaches, and what it says of the policy."""
         draft = self.drafts.draft(number)
         tolerance, trusted = AGREEMENT if self.compares else LIKENESS, self._trusted(draft, number)
-        rollout, mismatch = read(self.networks, draft, self.micro, trusted, tolerance, self.phases)
+        rollout, mismatch = read(self.networks, draft, self.micro, trusted, tolerance, self.phases, self.ranks)
         if self.weighs:
             rollout, mismatch = self._weighted(rollout, draft, mismatch)
         batch = self.algorithm.targets(rollout)

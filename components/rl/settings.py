@@ -12,7 +12,6 @@ from components.rl.algorithm_settings import (
     PreferenceLossSettings,
 )
 from components.settings import (
-    AlertSettings,
     Compute,
     Generation,
     Group,
@@ -34,6 +33,22 @@ class PtxSettings(Group):
     """Weight of the mean token loss on demonstrations; 0 mixes nothing in (safe-rlhf's scripts: 16)."""
     batch_size: int = Field(16, ge=1)
     """Demonstrations per update."""
+
+
+class AlertSettings(Group):
+    """When the numbers of a run are worth an alert."""
+
+    patience: int = Field(5, ge=1)
+    """Rollouts in a row for which something must be wrong; a wrong ratio and a skipped update are told at once."""
+    max_kl: float = Field(20.0, gt=0)
+    """KL to the reference (k3) in nats per response; our own runs stay below 7."""
+    max_missing_eos: float = Field(0.5, ge=0, le=1)
+    """Share of the responses of a rollout that are cut at the length limit."""
+    min_entropy: float = Field(0.01, ge=0)
+    """Nats per token; below it nearly every response to a prompt is the same."""
+    max_logprob_gap: float = Field(0.1, gt=0)
+    """Mean difference, in nats per token, between the log-probabilities of sampler and trainer; ten times what bf16
+    explains, and far below what other weights or another temperature make of it."""
 
 
 class RLSettings(StepSettings):
@@ -108,6 +123,16 @@ class RLSettings(StepSettings):
             raise ValueError(
                 "overlap is set and algorithm.name is dpo, which learns from labelled pairs and samples nothing ahead: "
                 "leave overlap out, or take an algorithm that samples."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _overlaps_alone(self) -> Self:
+        processes = self.compute.nodes * self.compute.processes
+        if self.overlap is not None and processes > 1:
+            raise ValueError(
+                f"overlap is set and compute starts {processes} processes, each of which would sample "
+                "ahead for itself: leave overlap out, or train in one. A vLLM server samples for any number of them."
             )
         return self
 

@@ -15,6 +15,7 @@ from components.generation import PolicySampler
 from components.generation.native import NativeSampler
 from components.models import load_policy, with_lora
 from components.phases import Phases, measurable_memory
+from components.ranks import ALONE, Ranks
 from components.records import Conversation
 from components.rl.ahead import Ahead, DraftMaker
 from components.rl.algorithm_settings import DPOSettings
@@ -26,6 +27,7 @@ from components.rl.pairs import PairLogprobs, PairSource, encode_pairs, pairs_di
 from components.rl.reference import Reference
 from components.rl.rollout import RolloutSource
 from components.rl.settings import RLSettings
+from components.rl.shares import HeldReference, shared
 from components.rl.stream import Stream
 from components.rl.types import Algorithm, Source
 from components.scoring import ModelScorer, SharedBackbone, build_scorer, load_scorer
@@ -41,29 +43,34 @@ def build_source(
     folders: Folders,
     output: Path | None = None,
     phases: Phases | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Source, int]:
-    """Where batches come from, and how many there are to be; `phases` times their making.
+    """Where batches come from, and how many there are to be; `phases` times their making, by all `ranks` together.
 
     What the reference says of labelled pairs is kept where the checkpoints of `output` are. Raises InputError when
     there are no training prompts (for dpo, no training pairs).
     """
     phases = phases or Phases()
     if isinstance(settings.algorithm, DPOSettings):
-        reference = partial(build_reference, settings, networks.policy, folders.policy)
-        pairs = _pair_source(settings, settings.algorithm, reference, tokenizer, folders, output, phases)
+
+        def reference() -> Reference:
+            return HeldReference(build_reference(settings, networks.policy, folders.policy), networks.policy)
+
+        pairs = _pair_source(settings, settings.algorithm, reference, tokenizer, folders, output, phases, ranks)
         return pairs, _batches(settings, len(pairs.stream.rows))
     assert not isinstance(algorithm, DPO)
     prompts = _prompts(folders.data)
     batches, size, micro = _batches(settings, len(prompts)), settings.prompts_per_rollout, settings.micro_batch_size
     drafts: Drafts
     if settings.overlap is None:
-        drafts = build_drafting(settings, algorithm.group_size, networks.policy, tokenizer, prompts, folders, phases)
+        given = tokenizer, prompts, folders, phases, ranks
+        drafts = build_drafting(settings, algorithm.group_size, networks.policy, *given)
     else:
         build = partial(build_maker, settings, algorithm.group_size, folders)
         on_policy = isinstance(settings.sampler, NativeSamplerSettings)
         drafts = Ahead(settings.overlap, networks.policy, build, algorithm.group_size, batches, on_policy, phases)
     sole = settings.epochs == 1 and size * algorithm.rows_per_prompt <= settings.minibatch_size
-    return RolloutSource(drafts, networks, algorithm, size, micro, settings.max_weight, sole, phases), batches
+    return RolloutSource(drafts, networks, algorithm, size, micro, settings.max_weight, sole, phases, ranks), batches
 
 
 def build_maker(settings: RLSettings, group_size: int, folders: Folders) -> DraftMaker:
@@ -85,8 +92,9 @@ def build_drafting(
     prompts: Sequence[Conversation],
     folders: Folders,
     phases: Phases,
+    ranks: Ranks = ALONE,
 ) -> Drafting:
-    """What makes drafts with the policy, in this process; `phases` times it.
+    """What makes drafts with the policy, in this process and all `ranks` beside it; `phases` times it.
 
     Raises InputError as `build_scorer` and `build_sampler`.
     """
@@ -103,6 +111,7 @@ def build_drafting(
     )
     generation, micro = settings.generation, settings.micro_batch_size
     stream = Stream(prompts, settings.seed)
+    models = shared(models, policy, ranks)
     return Drafting(models, stream, settings.prompts_per_rollout, group_size, generation.max_prompt_tokens, micro)
 
 
@@ -148,6 +157,7 @@ def _pair_source(
     folders: Folders,
     output: Path | None,
     phases: Phases,
+    ranks: Ranks,
 ) -> PairSource:
     rows = [row for row in DataDir(folders.data).preferences("train") if row.dimension in algorithm.dimensions]
     if not rows:
@@ -164,5 +174,5 @@ def _pair_source(
     about = {"pairs": pairs_digest(some.values()), "dtype": settings.compute.dtype, "weights": weights}
     kept = None if output is None else Checkpoints.of("reference", about, {"policy": folders.policy}, output, every=0)
     filler = tokenizer.eos_token_id
-    logprobs = PairLogprobs(reference, some, filler, settings.micro_batch_size, kept, phases)
+    logprobs = PairLogprobs(reference, some, filler, settings.micro_batch_size, kept, phases, ranks)
     return PairSource(stream, logprobs, filler, settings.prompts_per_rollout)

@@ -15,6 +15,7 @@ from components.errors import InputError
 from components.models import policy_card, save_model
 from components.monitoring import Monitor
 from components.phases import Phases, measurable_memory
+from components.ranks import join
 from components.rl import algorithms
 from components.rl.alerts import rl_monitor
 from components.rl.assembly import Folders, build_networks
@@ -25,7 +26,7 @@ from components.rl.report import write_report
 from components.rl.settings import RLSettings
 from components.rl.sources import build_source
 from components.tokens import Tokenizer, load_tokenizer
-from components.updates import Updater, total
+from components.updates import Updater
 
 COUNTED = ("data/samples", "data/tokens", "data/passes", "loss/skipped_updates", "alerts/total")
 logger = logging.getLogger(__name__)
@@ -40,18 +41,19 @@ def run(
     batches. Raises InputError when the algorithm needs a model that is not there, when settings would train another
     distribution than the sampled one, or when there is nothing to learn from.
     """
+    ranks = join()
     torch.manual_seed(settings.seed)
     refuse(settings, reward, cost)
     reward, cost = (path if name in settings.teachers else None for name, path in (("reward", reward), ("cost", cost)))
     folders = Folders(data, policy, reward, cost)
     tokenizer = load_tokenizer(policy)
     networks = build_networks(settings, policy, reward, cost)
-    algorithm = algorithms.build(settings.algorithm, total, settings.generation.max_new_tokens)
+    algorithm = algorithms.build(settings.algorithm, _all_there_is, settings.generation.max_new_tokens)
     phases = Phases(measurable_memory())
-    source, batches = build_source(settings, algorithm, networks, tokenizer, folders, model, phases)
+    source, batches = build_source(settings, algorithm, networks, tokenizer, folders, model, phases, ranks)
     critics = dict.fromkeys(("value", "cost_value"), settings.critic_optimizer)
     updates = num_updates(settings, batches, source.rows_per_batch)
-    updater = Updater(networks, settings.optimizer, settings.compute, updates, critics)
+    updater = Updater(networks, settings.optimizer, settings.compute, updates, critics, ranks)
     inputs = {name: path for name, path in folders._asdict().items() if path is not None}
     plain = settings.model_dump(mode="json")
     checkpoints = Checkpoints.of("rl", plain, inputs, model, settings.checkpoint_every, settings.keep_checkpoints)
@@ -69,6 +71,11 @@ def run(
         course = train(settings, batches, algorithm, source, updater, extras, monitor, checkpoints, finish, phases)
     checkpoints.clear()
     return last_tenth(course)
+
+
+def _all_there_is(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over processes of what every one of them has from the whole rollout: the tensor itself."""
+    return tensor
 
 
 def _report(settings: dict[str, Any], course: Course, monitor: Monitor) -> None:

@@ -6,7 +6,7 @@ right), N rows of a micro-batch.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -129,9 +129,8 @@ def micro_rows(attention_mask: Tensor, size: int, unit: int) -> list[Tensor]:
     return [torch.tensor(rows) for rows in unit_batches(lengths, unit, size * attention_mask.shape[1])]
 
 
-@dataclass(frozen=True)
-class Forward:
-    """What the models under training say of a micro-batch."""
+class Forward(NamedTuple):
+    """What the models under training say of a micro-batch; ZeRO finds the tensors in a tuple, and in no dataclass."""
 
     logprobs: Tensor
     """(N, R)"""

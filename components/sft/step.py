@@ -11,6 +11,7 @@ from components.errors import InputError
 from components.likelihood import Likelihood, demonstration_passages, evaluate_likelihood
 from components.logprobs import LanguageModel
 from components.models import load_policy, policy_card, save_model, with_lora
+from components.ranks import join
 from components.sft.settings import SFTSettings
 from components.tokens import load_tokenizer
 from components.training import fit
@@ -23,6 +24,7 @@ def run(settings: SFTSettings, *, data: Path, base: Path, model: Path) -> Metric
 
     Prompt tokens carry no loss; the end-of-sequence token does. Raises InputError when there is nothing to learn.
     """
+    ranks = join()
     torch.manual_seed(settings.seed)
     tokenizer = load_tokenizer(base)
     training, max_length = settings.training, settings.training.max_length
@@ -31,7 +33,7 @@ def run(settings: SFTSettings, *, data: Path, base: Path, model: Path) -> Metric
     if not rows:
         raise InputError(f"{data}: no demonstrations to train on; give preprocess.demonstrations a source.")
     policy = load_policy(base)
-    before = evaluate_likelihood(LanguageModel(policy), held_out, training.batch_tokens)
+    before = evaluate_likelihood(LanguageModel(policy), held_out, training.batch_tokens, ranks)
     policy = with_lora(policy, settings.lora)
     reader = LanguageModel(policy)
     settings_dict = settings.model_dump(mode="json")
@@ -48,9 +50,10 @@ def run(settings: SFTSettings, *, data: Path, base: Path, model: Path) -> Metric
         training,
         seed=settings.seed,
         label="sft",
-        evaluate=lambda: evaluate_likelihood(reader, held_out, training.batch_tokens),
+        evaluate=lambda: evaluate_likelihood(reader, held_out, training.batch_tokens, ranks),
         checkpoints=checkpoints,
         finish=lambda _: save_model(policy, tokenizer, model, card, settings=settings_dict, parents=inputs),
+        ranks=ranks,
     )
     checkpoints.clear()
     return metrics | {f"{name}_before": value for name, value in before.items()}

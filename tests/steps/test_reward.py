@@ -236,7 +236,7 @@ def test_members_draw_other_pairs_and_keep_the_normalisation_to_the_same(
 
     normalised: list[Any] = []
     monkeypatch.setattr(members, "fit", fit)
-    monkeypatch.setattr(members, "normalization", lambda a, b, pairs, c: normalised.append(pairs) or (0.0, 1.0))
+    monkeypatch.setattr(members, "normalization", lambda a, b, pairs, *rest: normalised.append(pairs) or (0.0, 1.0))
     run(settings(members=3), data=data_folder, sft=policy_folder, model=tmp_path / "run" / "m")
     one, two, first = fitted
     assert len(first) == 24 and len({tuple(pair.chosen) for pair in first}) == 24

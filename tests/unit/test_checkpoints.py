@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ import torch
 from components import storage
 from components.checkpoints import Checkpoints
 from components.errors import InputError
+from components.settings import Compute, Training
+from components.sft.settings import SFTSettings
+from threaded import in_threads
 
 
 def saved(place: str | Path, *updates: int, keep: int = 2) -> Checkpoints:
@@ -257,3 +261,46 @@ def test_other_code_has_another_folder(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv("PLUMBLINE_FINGERPRINT", fingerprint)
         folders.add(Checkpoints.of("rl", {}, {}, tmp_path / "model", 1).place)
     assert len(folders) == 2
+
+
+def sft_place(folder: Path, accumulation: int = 1, **compute: Any) -> Checkpoints:
+    training = Training(accumulation=accumulation, compute=Compute(**compute))
+    settings = SFTSettings(training=training).model_dump(mode="json")
+    return Checkpoints.of("sft", settings, {}, folder / "model", every=1)
+
+
+def test_who_does_the_work_does_not_decide_where_its_checkpoints_are(tmp_path: Path) -> None:
+    one = sft_place(tmp_path, 4)
+    for other in (
+        sft_place(tmp_path, 2, processes=2),
+        sft_place(tmp_path, 1, processes=4, strategy="zero3", offload=True),
+        sft_place(tmp_path, 1, processes=2, nodes=2),
+    ):
+        assert (other.place, other.work) == (one.place, one.work)
+    assert sft_place(tmp_path, 4, dtype="fp32").place != one.place
+
+
+def test_checkpoints_of_updates_of_another_size_are_refused_with_both_sizes(tmp_path: Path) -> None:
+    sft_place(tmp_path, 1, processes=2).save(3, {"weight": torch.ones(1)}, {})
+    assert sft_place(tmp_path, 2).latest() is not None
+    with pytest.raises(InputError, match="other work: micro_batches_per_update is 2 there and 4 here"):
+        sft_place(tmp_path, 2, processes=2).latest()
+
+
+def test_processes_that_see_different_checkpoints_are_refused(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        saved(tmp_path / str(rank), 3 + rank)
+    same = in_threads(2, lambda ranks: Checkpoints(tmp_path / "1", 1).agreed(ranks))
+    assert [checkpoint.update for checkpoint in same if checkpoint] == [4, 4]
+    with pytest.raises(InputError, match=r"different checkpoints there, of the updates \[3, 4\].*such as a bucket"):
+        in_threads(2, lambda ranks: Checkpoints(tmp_path / str(ranks.rank), 1).agreed(ranks))
+    with pytest.raises(InputError, match=r"of the updates \[3, None\]"):
+        in_threads(2, lambda ranks: Checkpoints(tmp_path / ("0" if ranks.rank == 0 else "none"), 1).agreed(ranks))
+
+
+def test_the_first_process_writes_and_clears_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = saved(tmp_path / "c", 1)
+    monkeypatch.setenv("RANK", "1")
+    saved(tmp_path / "c", 2)
+    kept.clear()
+    assert names(tmp_path / "c") == ["00000001"]

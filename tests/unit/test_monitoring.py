@@ -13,7 +13,7 @@ from components.artifacts import Metrics
 from components.monitoring import Alert, Detector, Monitor
 from components.rl.alerts import KL_NOISE, rl_monitor
 from components.rl.algorithm_settings import AlgorithmSettings, DPOSettings, PPOLagSettings, RLOOSettings
-from components.settings import AlertSettings
+from components.rl.settings import AlertSettings
 
 PATIENCE = 3
 SETTINGS = AlertSettings(patience=PATIENCE)

@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from components.errors import InputError
 from components.launch import STEPS, settings_class
 from components.parsing import parse
+from components.rl.settings import RLSettings
+from components.settings import Compute, OverlapSettings
 from pipeline.hardware import Resources
 from pipeline.overrides import CONFIGS, resolve
 from pipeline.settings import NOTIFY, TASKS, Settings
 
 CONFIG_NAMES = (
-    "async-rlhf-best-of-2", "async-rlhf-online-dpo", "async-rlhf-ppo", "async-rlhf-rloo", "best_of_k", "default",
-    "demo", "dpo", "grpo", "hh", "online_dpo", "ppo", "ppo_lag", "rloo", "safe-rlhf-dpo", "safe-rlhf-ppo",
+    "7b-8x80gb", "async-rlhf-best-of-2", "async-rlhf-online-dpo", "async-rlhf-ppo", "async-rlhf-rloo", "best_of_k",
+    "default", "demo", "dpo", "grpo", "hh", "online_dpo", "ppo", "ppo_lag", "rloo", "safe-rlhf-dpo", "safe-rlhf-ppo",
     "safe-rlhf-ppo-lag",
 )  # fmt: skip
 
@@ -83,3 +86,21 @@ def test_settings_that_contradict_each_other_are_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(InputError, match=words):
         resolve([CONFIGS / f"{config}.yaml"], [override])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"strategy": "zero2"}, "strategy is zero2 and processes is 1"),
+        ({"processes": 2, "offload": True}, "offload is set and strategy is ddp"),
+    ],
+)
+def test_what_one_process_cannot_divide_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Compute(**fields)
+    assert Compute(nodes=2, strategy="zero2").nodes == 2  # one process on each of two machines
+
+
+def test_nobody_samples_ahead_for_several_processes() -> None:
+    with pytest.raises(ValidationError, match="overlap is set and compute starts 2 processes"):
+        RLSettings(overlap=OverlapSettings(), compute=Compute(processes=2))

@@ -32,10 +32,10 @@ from components.rl.drafts import Models, drafted
 from components.rl.networks import Networks, SharedHead
 from components.rl.reference import FrozenReference
 from components.rl.rollout import read, rollout_metrics
-from components.rl.settings import RLSettings
+from components.rl.settings import AlertSettings, RLSettings
 from components.rl.types import Batch, Forward, Rollout
 from components.scoring import load_scorer
-from components.settings import AlertSettings, Generation
+from components.settings import Generation
 from components.tokens import encode_prompt, encode_response, load_tokenizer
 
 PLAIN: dict[str, Any] = {"kl_coef": 0.0, "missing_eos": "none"}

@@ -14,10 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import accelerate
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from components import models, tracking
 from components.checkpoints import Checkpoints
@@ -161,11 +160,11 @@ def test_what_is_sampled_is_counted_in_responses_and_tokens_whatever_the_algorit
     assert metrics["rollout/tokens"] == pytest.approx(metrics["rollout/length"] * 6 * group_size)
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    Updater(nn.Linear(1, 1), Optimizer(), Compute(dtype="fp32"), 1)
-    monkeypatch.setattr(accelerate.Accelerator, "num_processes", property(lambda self: 2))
-    with pytest.raises(InputError, match=r"2 processes were started.*Start the step in one process"):
-        Updater(nn.Linear(1, 1), Optimizer(), Compute(dtype="fp32"), 1)
+def test_processes_that_nobody_counted_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Started by hand in two processes, both would learn from the same rows."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"sft: 2 processes were started, and its compute settings ask for 1"):
+        run_step("sft", {}, {}, metrics_file=tmp_path / "metrics.json", task="sft")
 
 
 SECRETS = {

@@ -128,7 +128,7 @@ def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is_finite() ->
     before = [parameter.clone() for parameter in model.parameters()]
     updater = Updater(model, PLAIN, FP32, total_updates=2)
     weights = sum(p.sum() for p in model.parameters())
-    updater.backward(weights + math.inf, terms=1, last=False)  # one micro-batch of two
+    updater.backward(weights + math.inf, terms=1)  # one micro-batch of two
     updater.backward(weights * 1.0, terms=1)
     metrics = updater.step()
     assert math.isfinite(metrics["loss/grad_norm"]) and metrics["loss/skipped_updates"] == 1

@@ -1,0 +1,142 @@
+"""DeepSpeed's ZeRO against plain AdamW, step by step, in a group of one process: where it holds everything in one part.
+
+What two processes make of it is in test_distributed.py. Here every number is compared: norms, clipping, moments, what a
+skipped step leaves, and what a checkpoint of either brings back.
+"""
+
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from components.engines import Engine, Replica
+from components.optimizers import parameter_groups
+from components.ranks import ALONE
+from components.settings import Compute, Optimizer
+from components.zero import Zero
+
+KINDS = ("zero1", "zero2", "zero3", "zero1-offload", "zero2-offload", "zero3-offload")
+SETTINGS = {
+    "": Optimizer(lr=1e-2, max_grad_norm=1e4, weight_decay=0.1),
+    "value": Optimizer(lr=2e-2, max_grad_norm=2.0, betas=(0.8, 0.9)),
+}
+LIMITS = {network: settings.max_grad_norm for network, settings in SETTINGS.items()}
+"""One network is never clipped, and the other always: a norm over both would show."""
+
+
+class Networks(nn.Module):
+    """Two networks with a loss each, and a buffer that belongs to the state."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.policy, self.value = nn.Linear(4, 7), nn.Linear(4, 3)
+        self.register_buffer("seen", torch.tensor(float(seed)))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.policy(x).sum(1), self.value(x).sum(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group() -> Iterator[None]:
+    """A process group of this process alone."""
+    with socket.socket() as probe, pytest.MonkeyPatch.context() as patch:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+        names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in names.items():
+            patch.setenv(name, value)
+        patch.setattr(Zero, "_refuse_the_whole", lambda self, trained: None)  # it is what is wanted here
+        probe.close()
+        dist.init_process_group("gloo")
+        yield
+        dist.destroy_process_group()
+
+
+def engine(kind: str, seed: int = 0) -> Engine:
+    model = Networks(seed)
+    groups = parameter_groups(model, SETTINGS)
+    if kind == "one":
+        return Replica(model, model, groups, ALONE)
+    strategy, _, offload = kind.partition("-")
+    compute = Compute.model_construct(strategy=strategy, offload=bool(offload), dtype="fp32")  # type: ignore[arg-type]
+    return Zero(model, groups, compute, ALONE)
+
+
+def train(found: Engine, steps: range, skipped: int | None = None) -> list[dict[str, float]]:
+    """The norms of some steps of three micro-batches each; one step may be skipped."""
+    norms = list[dict[str, float]]()
+    for step in steps:
+        for micro in range(3):
+            x = (step + 1) * torch.randn(5, 4, generator=torch.Generator().manual_seed(10 * step + micro))
+            policy, value = found.model(x)
+            found.backward(policy.square().mean() + 3 * value.square().mean())
+
+        def judge(seen: Mapping[str, float], step: int = step) -> bool:
+            norms.append(dict(seen))
+            return step != skipped
+
+        found.step(judge, LIMITS)
+    return norms
+
+
+def assert_close(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name].float(), other[name].float(), rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_two_networks_are_clipped_differently() -> None:
+    norms = train(engine("one"), range(3))
+    assert all(row[""] < LIMITS[""] and row["value"] > LIMITS["value"] for row in norms)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_takes_the_steps_that_adamw_takes(kind: str) -> None:
+    plain, divided = engine("one"), engine(kind)
+    assert divided.shapes() == plain.shapes()
+    assert_close(plain.state(), divided.state())  # before any step, without moments
+    for expected, norms in zip(train(plain, range(4)), train(divided, range(4)), strict=True):
+        assert norms == pytest.approx(expected, rel=1e-4)
+    assert_close(plain.state(), divided.state())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_that_is_skipped_leaves_nothing_behind(kind: str) -> None:
+    plain, divided = engine("one"), engine(kind)
+    for found in (plain, divided):
+        train(found, range(4), skipped=2)
+    assert_close(plain.state(), divided.state())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_either_continues_from_the_other_s_checkpoint(kind: str) -> None:
+    plain, divided = engine("one"), engine(kind)
+    train(plain, range(2))
+    train(divided, range(2))
+    for begun, other in ((plain, engine(kind, seed=1)), (divided, engine("one", seed=1))):
+        state: dict[str, Any] = {name: tensor.detach().clone() for name, tensor in begun.state().items()}
+        other.restore(state)
+        assert_close(state, other.state())
+        train(begun, range(2, 4))
+        train(other, range(2, 4))
+        assert_close(begun.state(), other.state())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_parameters_whose_gradient_is_broken_are_named(kind: str) -> None:
+    found = engine(kind)
+    policy, value = found.model(torch.ones(2, 4))
+    found.backward((policy.sum() * 1.0) + value.sum() * float("nan"))
+    named = list[str]()
+
+    def judge(norms: Mapping[str, float]) -> bool:
+        named.extend(found.broken())
+        return False
+
+    found.step(judge, LIMITS)
+    assert named == ["value.weight", "value.bias"]

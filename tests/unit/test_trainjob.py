@@ -1,0 +1,299 @@
+"""A step on several machines, against a stand-in for the cluster that runs no pods but keeps TrainJobs and logs."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from components import storage, trainer
+from components.deploy.kserve import inference_service
+from components.deploy.settings import KServe
+from components.errors import InputError, TrainingFailure
+from components.exchange import brought_back, delivered, fetched, laid_out
+from components.processes import Ending, Job
+from components.release import Release
+from components.termination import Terminated
+from components.trainjob import NODES, Nodes, train_job
+from definitions import objections, schema
+
+CRDS = Path(__file__).parents[1] / "crds"
+TRAINJOB = schema(CRDS / "trainer.kubeflow.org_trainjobs.yaml.gz", "v1alpha1")
+JOB = Job("rl", {"seed": 1}, {"data": Path("/d"), "reward": None, "model": Path("/m")}, Path("/x/metrics.json"), "rl")
+FULL = Nodes(
+    image="me/train:1", exchange="gs://bucket/jobs", namespace="team", gpus=8, cpu="64", memory="1Ti", shm="64Gi",
+    node_selector={"pool": "h100"}, tolerations=({"key": "gpu", "operator": "Exists"},), service_account="trains",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [FULL, Nodes(image="me/train:1", exchange="/shared", namespace="team")])
+def test_the_trainjob_is_what_its_definition_accepts(asked: Nodes) -> None:
+    manifest = train_job(asked, "rl-1", JOB, 4, 8)
+    assert list(objections(manifest, TRAINJOB)) == []
+    spec = manifest["spec"]["trainer"]
+    assert (spec["numNodes"], spec["numProcPerNode"], spec["image"]) == (4, 8, "me/train:1")
+    assert spec["command"][0] == "torchrun" and spec["command"][-2:] == ["-m", "components.launch"]
+    assert Job.read({item["name"]: item["value"] for item in spec["env"]}["PLUMBLINE_JOB"]) == JOB
+
+
+def test_hardware_reaches_the_pods() -> None:
+    spec = train_job(FULL, "rl-1", JOB, 2, 8)["spec"]
+    limits = {"nvidia.com/gpu": "8", "cpu": "64", "memory": "1Ti"}
+    assert spec["trainer"]["resourcesPerNode"] == {"requests": limits, "limits": limits}
+    (patch,) = spec["runtimePatches"]
+    (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = replicated["template"]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"pool": "h100"} and pod["serviceAccountName"] == "trains"
+    assert pod["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Gi"}
+    assert pod["containers"][0]["volumeMounts"] == [{"name": "shm", "mountPath": "/dev/shm"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("spec", "trainer", "numNodes"), -1, ".spec.trainer.numNodes is -1, below 0"),
+        (("spec", "trainer", "numNodes"), "2", ".spec.trainer.numNodes is '2', not of type integer"),
+        (("spec", "trainer", "nodes"), 2, ".spec.trainer.nodes is unknown"),
+        (("spec", "runtimeRef"), {}, ".spec.runtimeRef.name is required"),
+        (("spec", "trainer", "env", 0, "value"), 3, ".spec.trainer.env[0].value is 3, not of type string"),
+        (("spec", "trainer", "resourcesPerNode", "limits", "cpu"), "many", ".spec.trainer.resourcesPerNode.limits.cpu"),
+    ],
+)
+def test_what_the_definition_refuses_is_found(path: tuple[Any, ...], value: Any, words: str) -> None:
+    manifest: Any = json.loads(json.dumps(train_job(FULL, "rl-1", JOB, 4, 8)))
+    place = manifest
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    (found,) = objections(manifest, TRAINJOB)
+    assert found.startswith(words)
+
+
+def test_the_inference_service_is_what_its_definition_accepts() -> None:
+    definition = schema(CRDS / "serving.kserve.io_inferenceservices.yaml.gz", "v1beta1")
+    release = Release("tiny", "1", "gs://bucket/tiny/1", "0" * 64)
+    for settings in (KServe(), KServe(gpus=2, service_account="reader", min_replicas=0)):
+        manifest = inference_service(settings, release)
+        assert list(objections(manifest, definition)) == []
+        manifest["spec"]["predictor"]["containers"][0]["ports"][0]["containerPort"] = "8080"
+        assert len(list(objections(manifest, definition))) == 1
+
+
+class Cluster(BaseHTTPRequestHandler):
+    """As much of Kubernetes as a TrainJob meets; what the pods would do is done when one is created."""
+
+    jobs: dict[str, Any]
+    deleted: list[str]
+    refuse: int
+    pods: Any
+    log: bytes = b"progress rl 1/2\nprogress rl 2/2\n"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.refuse:
+            self.reply(self.refuse, {"message": "not allowed"})
+            return
+        self.jobs[body["metadata"]["name"]] = body
+        threading.Thread(target=self.pods, args=(body,), daemon=True).start()
+        self.reply(201, body)
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path)
+        if path.path.endswith("/log"):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.log)
+        elif path.path.endswith("/pods"):
+            pod = {"metadata": {"name": "rl-node-0-0"}, "status": {"phase": "Running"}}
+            self.reply(200, {"items": [pod]})
+        elif (name := path.path.rsplit("/", 1)[1]) in self.jobs:
+            self.reply(200, self.jobs[name])
+        else:
+            self.reply(404, {"message": "not found"})
+
+    def do_DELETE(self) -> None:
+        name = urlsplit(self.path).path.rsplit("/", 1)[1]
+        self.deleted.append(name)
+        self.jobs.pop(name, None)
+        self.reply(200, {})
+
+    def reply(self, status: int, value: Any) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(value).encode())
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Cluster]]:
+    handler = type("Handler", (Cluster,), {"jobs": {}, "deleted": [], "refuse": 0, "pods": lambda self, body: None})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    kubeconfig = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        "clusters": [{"name": "test", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+        "users": [{"name": "test", "user": {}}],
+    }
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig), "utf-8")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    exchange = {"image": "me/train:1", "exchange": str(tmp_path / "exchange"), "namespace": "team"}
+    monkeypatch.setenv(NODES, json.dumps(exchange))
+    monkeypatch.setattr(trainer, "POLL_S", 0.01)
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+def ends(kind: str = "done", message: str = "", condition: str = "Complete") -> Any:
+    """What pods do: two processes that end so, the first of which writes a result where it ends well."""
+
+    def pods(handler: Any, body: dict[str, Any]) -> None:
+        variables = {item["name"]: item["value"] for item in body["spec"]["trainer"]["env"]}
+        place = Path(Job.read(variables["PLUMBLINE_JOB"]).exchange)
+        assert (place / "data" / "rows.txt").read_text("utf-8") == "rows"
+        for rank in (0, 1):
+            ending = Ending(rank, kind, message, float(rank))  # type: ignore[arg-type]
+            storage.put_text(json.dumps(asdict(ending)), f"{variables['PLUMBLINE_ENDINGS']}/{rank}.json")
+        if kind == "done":
+            for name, file in (("output", "weights.txt"), ("metrics", "metrics.json")):
+                (place / name).mkdir()
+                (place / name / file).write_text("{}", "utf-8")
+        body["status"] = {"conditions": [{"type": condition, "status": "True"}]}
+
+    return pods
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.txt").write_text("rows", "utf-8")
+    paths = {"data": tmp_path / "data", "cost": None, "model": tmp_path / "model"}
+    return Job("rl", {}, paths, tmp_path / "metrics" / "metrics.json", "rl")
+
+
+def test_a_trainjob_is_made_followed_and_deleted_and_its_result_brought_back(
+    tmp_path: Path, cluster: type[Cluster], job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.pods = ends()
+    trainer.run(job, nodes=2, processes=1)
+    assert (tmp_path / "model" / "weights.txt").exists() and job.metrics_file.exists()
+    assert "progress rl 2/2" in capsys.readouterr().out
+    assert len(cluster.deleted) == 1 and not cluster.jobs
+    assert not list((tmp_path / "exchange").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "error", "words"),
+    [
+        ("input", "rl.k is 3", InputError, "^rl.k is 3$"),
+        ("training", "skipped", TrainingFailure, "^process 1 of 2: skipped"),
+    ],
+)
+def test_the_failure_of_a_process_is_the_step_s(
+    cluster: type[Cluster], job: Job, kind: str, message: str, error: type[Exception], words: str
+) -> None:
+    cluster.pods = ends(kind, message, "Failed")
+    with pytest.raises(error, match=words):
+        trainer.run(job, nodes=2, processes=1)
+    assert len(cluster.deleted) == 1
+
+
+def test_pods_that_end_without_a_word_are_a_failure(cluster: type[Cluster], job: Job) -> None:
+    def pods(handler: Any, body: dict[str, Any]) -> None:
+        body["status"] = {"conditions": [{"type": "Failed", "status": "True"}]}
+
+    cluster.pods = pods
+    with pytest.raises(TrainingFailure, match="process 1 of 2 ended without a word"):
+        trainer.run(job, nodes=2, processes=1)
+
+
+def test_sigterm_deletes_the_trainjob(cluster: type[Cluster], job: Job) -> None:
+    cluster.pods = lambda handler, body: (time.sleep(0.1), os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Terminated):
+        trainer.run(job, nodes=2, processes=1)
+    assert len(cluster.deleted) == 1 and not cluster.jobs
+
+
+def test_a_trainjob_that_somebody_deletes_is_a_failure(cluster: type[Cluster], job: Job) -> None:
+    cluster.pods = lambda handler, body: cluster.jobs.clear()
+    with pytest.raises(TrainingFailure, match="was deleted while it ran"):
+        trainer.run(job, nodes=2, processes=1)
+
+
+def test_a_refusal_names_its_reason_and_the_next_move(cluster: type[Cluster], job: Job) -> None:
+    cluster.refuse = 403
+    with pytest.raises(InputError, match=r"refused the TrainJob \(403: not allowed\)\. Allow this account to create"):
+        trainer.run(job, nodes=2, processes=1)
+
+
+def test_a_cluster_out_of_reach_is_given_up_after_a_while(
+    cluster: type[Cluster], job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "PATIENCE_S", 0.05)
+
+    def broken(self: Any) -> None:
+        self.reply(503, {"message": "down"})
+
+    cluster.do_GET = broken  # type: ignore[method-assign]
+    with pytest.raises(TrainingFailure, match="the cluster does not show TrainJob rl-"):
+        trainer.run(job, nodes=2, processes=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "PLUMBLINE_TRAINJOB is not set"),
+        ("{", "PLUMBLINE_TRAINJOB is no JSON"),
+        ('{"image": "a"}', r"PLUMBLINE_TRAINJOB\.exchange is missing"),
+        ('{"image": "a", "exchange": "b", "gpu": 1}', r"PLUMBLINE_TRAINJOB\.gpu is unknown"),
+    ],
+)
+def test_what_is_not_said_of_the_pods_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, words: str
+) -> None:
+    monkeypatch.delenv(NODES, raising=False)
+    if value is not None:
+        monkeypatch.setenv(NODES, value)
+    with pytest.raises(InputError, match=words):
+        trainer.run(JOB, nodes=2, processes=1)
+
+
+def test_inputs_and_results_pass_through_the_exchange(
+    tmp_path: Path, store: str, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("LOCAL_RANK", "0"), ("TMPDIR", str(tmp_path / "scratch"))):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    there = fetched(Job.read(laid_out(job, f"{store}/rl-1").written()))
+    data, model = there.paths["data"], there.paths["model"]
+    assert data is not None and model is not None and there.paths["cost"] is None
+    assert (data / "rows.txt").read_text("utf-8") == "rows"
+    for file in (model / "weights.txt", there.metrics_file):
+        file.parent.mkdir(parents=True)
+        file.write_text(file.name, "utf-8")
+    delivered(there)
+    brought_back(job, f"{store}/rl-1")
+    assert (tmp_path / "model" / "weights.txt").read_text("utf-8") == "weights.txt"
+    assert job.metrics_file.read_text("utf-8") == "metrics.json"
+    assert storage.list_folders(f"{store}/rl-1") == []
+
+
+def test_where_paths_are_everybody_s_nothing_is_fetched(job: Job) -> None:
+    assert fetched(job) is job
+    delivered(job)
