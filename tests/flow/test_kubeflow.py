@@ -20,6 +20,11 @@ from pipeline.overrides import resolve
 from pipeline.package import compiled
 from pipeline.settings import TASKS, Settings
 
+pytestmark = pytest.mark.tried(
+    "submit, schedules, re-runs, status and logs",
+    against="kfp's client, real; a stand-in for Kubeflow's API server",
+)
+
 UUID = "[0-9a-f]{8}-[0-9a-f-]{27}"
 Plumbline = Callable[..., tuple[int, str, str]]
 
