@@ -5,13 +5,14 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from kubeflow_driver import pod
 
+from kubeflow_driver import pod
 from pipeline.overrides import resolve
 from pipeline.package import compiled
 
 pytestmark = pytest.mark.tried(
-    "pods of the compiled pipeline", against="Kubernetes' schemas (kubernetes-validate); a stand-in for Kubeflow's driver"
+    "pods of the compiled pipeline",
+    against="Kubernetes' schemas (kubernetes-validate); a stand-in for Kubeflow's driver",
 )
 
 EVERYTHING = (
