@@ -27,9 +27,8 @@ def test_hardware_is_set_task_by_task_and_keeps_what_the_task_had() -> None:
         "resources.rl.gpus=8",
         "resources.rl.node_selector={cloud.google.com/gke-accelerator: nvidia-h100-80gb, slots: 8}",
         "resources.rl.tolerations=[{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}]",
-        "resources.rl.image=registry/rl:2",
     ).resources
-    assert asked.rl.parameters("train:1") == {
+    assert asked.rl.parameters("registry/rl:2") == {
         "image": "registry/rl:2",
         "cpu": "16",
         "memory": "128Gi",
@@ -94,7 +93,7 @@ def test_secrets_reach_the_tasks_they_are_for() -> None:
         ("secrets=[{name: hub, mount: var/hub}]", r"secrets\.0\.mount is 'var/hub'"),
         ("secrets=[{name: hub, mount: /dev/shm}]", "where the system's own files are"),
         ("secrets=[{name: hub.a, mount: /run/hub}]", "has no dots"),
-        ("secrets=[{name: hub, env: {a: T}, tasks: [rll]}]", r"secrets\.0\.tasks has rll; accepted: demo, .*, notify"),
+        ("secrets=[{name: hub, env: {a: T}, tasks: [rll]}]", r"secrets\.0\.tasks has rll; accepted: sources, .*notify"),
         ("secrets=[{name: a, env: {x: T}}, {name: b, env: {y: T}, tasks: [rl]}]", r"secrets\.0 and secrets\.1 both"),
         ("secrets=[{name: a, mount: /run/a}, {name: a, mount: /run/b}]", "mount the same secret"),
         ("secrets=[{name: a, mount: /run/a}, {name: b, mount: /run/a}]", "or in the same folder"),
