@@ -24,8 +24,10 @@ from components.outbox import Outbox, Record
 from components.processes import Ending, Job
 from components.release import Release
 from components.termination import Terminated, Watch
-from components.trainjob import ACCOUNT, NODES, Nodes, PodSecret, train_job
+from components.trainjob import ACCOUNT, NODES, Nodes, PodSecret, asked_of, train_job
 from definitions import objections, schema
+from pipeline.overrides import resolve
+from pipeline.resources import train_job_of
 
 CRDS = Path(__file__).parents[1] / "crds"
 TRAINJOB = schema(CRDS / "trainer.kubeflow.org_trainjobs.yaml.gz", "v1alpha1")
@@ -56,6 +58,29 @@ def test_the_trainjob_is_what_its_definition_accepts(asked: Nodes) -> None:
     assert (spec["numNodes"], spec["numProcPerNode"], spec["image"]) == (4, 8, "me/train:1")
     assert spec["command"][0] == "torchrun" and spec["command"][-2:] == ["-m", "components.launch"]
     assert Job.read({item["name"]: item.get("value") for item in spec["env"]}["PLUMBLINE_JOB"]) == JOB
+
+
+def test_what_a_compiled_pipeline_says_of_the_pods_is_what_the_definition_accepts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = resolve(
+        [],
+        [
+            "rl.compute.nodes=2", "exchange=gs://bucket/jobs/", "environment.HF_HOME=/cache",
+            "resources.rl.node_selector={pool: h100}", "resources.rl.tolerations=[{key: gpu, operator: Exists}]",
+            "secrets=[{name: hub, env: {token: HF_TOKEN}}, {name: gcs, mount: /var/secrets/gcs}]",
+            "image_pull_secrets=[registry]",
+        ],
+    )  # fmt: skip
+    monkeypatch.setenv(NODES, train_job_of(settings, "rl").model_dump_json(exclude_defaults=True))
+    asked = asked_of(2).model_copy(update={"namespace": "team"})
+    manifest = train_job(asked, "rl-1", JOB, 2, 1)
+    assert list(objections(manifest, TRAINJOB)) == []
+    assert manifest["spec"]["trainer"]["image"] == settings.images.train
+    assert manifest["spec"]["trainer"]["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == "1"
+    assert pod_of(manifest)["spec"]["nodeSelector"] == {"pool": "h100"}
+    kept = {item["name"]: item.get("value") for item in manifest["spec"]["trainer"]["env"]}
+    assert kept["PLUMBLINE_CHECKPOINTS"] == "gs://bucket/jobs/checkpoints"
 
 
 def test_hardware_reaches_the_pods() -> None:
