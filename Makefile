@@ -11,6 +11,9 @@ UV     ?= $(BIN)/uv
 READY  := $(VENV)/.ready
 HALF   := $(VENV)/.unfinished
 VLLM   := .venv-vllm
+# Tests of `make test` that belong in the table of `make cluster-test` too.
+TRIED  := $(addprefix tests/,unit/test_storage_transfers.py unit/test_storage_races.py unit/test_trainjob.py \
+            unit/test_memory_of_gpus.py flow/test_kubeflow.py)
 VLLM_READY := $(VLLM)/.ready
 
 .DEFAULT_GOAL := help
@@ -67,7 +70,7 @@ run-in-containers: $(READY) ## the demo with every step in its container
 
 cluster-test: $(READY) ## everything that needs containers, servers or many processes; ends with a table of it
 	@containers/setup-debian.sh || echo "Tests that need what is missing are skipped."
-	@$(BIN)/python -m pytest -q tests/cluster $(ARGS)
+	@$(BIN)/python -m pytest -q tests/cluster $(TRIED) $(ARGS)
 
 vllm: $(VLLM_READY) ## make .venv-vllm, with a vLLM server for CPUs (some 3 GB)
 

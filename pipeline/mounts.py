@@ -35,14 +35,14 @@ def mounts(settings: Settings, runs_dir: Path) -> list[Mount]:
     if settings.deploy.target == "local":
         written.append(settings.deploy.serving_dir)
     demo = settings.demo is not None
-    read = [address for task in settings.tasks() for _, _, address in outside(task, settings.step(task), demo)]
+    named = [address for task in settings.tasks() for _, _, address in outside(task, settings.step(task), demo)]
+    read = [address for address in named if not is_remote(address) and Path(address).exists()]
     if key_file := os.environ.get(GOOGLE_KEY):
         read.append(str(Path(key_file).absolute()))
     found = [Mount(Path(address), writable=True) for address in written if address and not is_remote(address)]
     for mount in found:
         mount.path.mkdir(parents=True, exist_ok=True)
-    seen = [Path(address) for address in read if not is_remote(address)]
-    return found + [Mount(path, writable=False) for path in seen if path.exists() and not _lies_in(path, found)]
+    return found + [Mount(Path(path), writable=False) for path in read if not _lies_in(Path(path), found)]
 
 
 def _lies_in(path: Path, mounts: Iterable[Mount]) -> bool:

@@ -57,8 +57,9 @@ class Engine:
         return self("run", *LOCKED, self.images[image], *words, code=code)
 
     def config(self, image: str) -> dict[str, Any]:
-        """What an image states of itself."""
-        return dict(json.loads(self("image", "inspect", self.images[image]))[0]["Config"])
+        """What an image states of itself; Podman tells its health check beside it."""
+        (found,) = json.loads(self("image", "inspect", self.images[image]))
+        return {"Healthcheck": found.get("Healthcheck"), **found["Config"]}
 
 
 @pytest.fixture(scope="module")

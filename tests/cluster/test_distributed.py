@@ -27,6 +27,11 @@ from components.settings import Compute, Lora, Optimizer, Training
 from components.sft.settings import SFTSettings
 from tiny_models import tiny_rl
 
+pytestmark = pytest.mark.tried(
+    "two processes equal one: DDP and ZeRO 1 to 3; a rank that dies; resuming",
+    against="torchrun with gloo, real; DeepSpeed, real; no GPU",
+)
+
 ROOT, TOGETHER = Path(__file__).parents[2], Path(__file__).with_name("together.py")
 DIVIDED: dict[str, dict[str, Any]] = {
     "ddp": {"strategy": "ddp"},

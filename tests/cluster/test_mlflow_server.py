@@ -29,6 +29,8 @@ from pipeline.local import Plan
 from pipeline.local import run as run_locally
 from pipeline.screen import Screen
 
+pytestmark = pytest.mark.tried("MLflow: runs, registry, users, outages", against="mlflow server, real")
+
 ADMIN = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "Adm1nistration!"}
 READER = {"MLFLOW_TRACKING_USERNAME": "reader", "MLFLOW_TRACKING_PASSWORD": "r3ader-of-runs!"}
 PATIENCE_S = 300.0

@@ -19,6 +19,8 @@ from components.ranks import ALONE
 from components.settings import Compute, Optimizer
 from components.zero import Zero
 
+pytestmark = pytest.mark.tried("ZeRO equals AdamW, step by step", against="DeepSpeed in one process, real; no GPU")
+
 KINDS = ("zero1", "zero2", "zero3", "zero1-offload", "zero2-offload", "zero3-offload")
 SETTINGS = {
     "": Optimizer(lr=1e-2, max_grad_norm=1e4, weight_decay=0.1),

@@ -124,8 +124,7 @@ class KubeflowStandIn:
 
     def spec(self, run: Mapping[str, Any]) -> dict[str, Any]:
         """The compiled pipeline of a run."""
-        version = self.versions[run["pipeline_version_reference"]["pipeline_version_id"]]
-        return dict(version["pipeline_spec"])
+        return pipeline_spec(self.versions[run["pipeline_version_reference"]["pipeline_version_id"]])
 
     @contextmanager
     def serving(self) -> Iterator["KubeflowStandIn"]:
@@ -212,7 +211,7 @@ class KubeflowStandIn:
         version = self.versions.get(reference.get("pipeline_version_id", ""))
         if version is None or version["pipeline_id"] != reference.get("pipeline_id"):
             raise Refusal(404, f"PipelineVersion {reference.get('pipeline_version_id')} not found")
-        known = version["pipeline_spec"]["root"].get("inputDefinitions", {}).get("parameters", {})
+        known = pipeline_spec(version)["root"].get("inputDefinitions", {}).get("parameters", {})
         for name, value in body.get("runtime_config", {}).get("parameters", {}).items():
             if name not in known:
                 raise Refusal(400, f"parameter {name} is not an input of the pipeline")
@@ -233,6 +232,12 @@ class KubeflowStandIn:
         made = {**body, key: str(uuid.uuid4()), "created_at": now()}
         kept[made[key]] = made
         return made
+
+
+def pipeline_spec(version: Mapping[str, Any]) -> dict[str, Any]:
+    """The compiled pipeline of a version; what it asks of Kubernetes lies beside it."""
+    found = version["pipeline_spec"]
+    return dict(found.get("pipeline_spec", found))
 
 
 def now() -> str:

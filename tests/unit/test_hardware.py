@@ -7,6 +7,7 @@ import pytest
 from components.errors import InputError
 from pipeline.hardware import TaskResources, Toleration, amount
 from pipeline.overrides import resolve
+from pipeline.resources import image_of
 from pipeline.settings import Settings
 
 
@@ -28,8 +29,8 @@ def test_hardware_is_set_task_by_task_and_keeps_what_the_task_had() -> None:
         "resources.rl.node_selector={cloud.google.com/gke-accelerator: nvidia-h100-80gb, slots: 8}",
         "resources.rl.tolerations=[{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}]",
     ).resources
-    assert asked.rl.parameters("registry/rl:2") == {
-        "image": "registry/rl:2",
+    assert asked.rl.parameters("train:1") == {
+        "image": "train:1",
         "cpu": "16",
         "memory": "128Gi",
         "gpus": "8",  # text: Kubeflow's driver reads no number there
@@ -37,8 +38,12 @@ def test_hardware_is_set_task_by_task_and_keeps_what_the_task_had() -> None:
         "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb", "slots": "8"},
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
     }
-    assert asked.sft.parameters("train:1")["image"] == "train:1"
     assert (asked.rl.shm, asked.upload.shm, asked.upload.gpus) == ("16Gi", "", 0)
+
+
+def test_an_image_is_the_tasks_own_or_the_one_of_its_kind() -> None:
+    chosen = settings("resources.rl.image=registry/rl:2", "images.train=train:1", "images.pipeline=pipeline:1")
+    assert [image_of(chosen, task) for task in ("rl", "sft", "upload")] == ["registry/rl:2", "train:1", "pipeline:1"]
 
 
 def test_a_toleration_is_written_without_what_is_empty() -> None:
@@ -95,7 +100,7 @@ def test_secrets_reach_the_tasks_they_are_for() -> None:
         ("secrets=[{name: hub, mount: var/hub}]", r"secrets\.0\.mount is 'var/hub'"),
         ("secrets=[{name: hub, mount: /dev/shm}]", "where the system's own files are"),
         ("secrets=[{name: hub.a, mount: /run/hub}]", "has no dots"),
-        ("secrets=[{name: hub, env: {a: T}, tasks: [rll]}]", r"secrets\.0\.tasks has rll; accepted: sources, .*notify"),
+        ("secrets=[{name: hub, env: {a: T}, tasks: [rll]}]", r"0\.tasks has rll; accepted: sources, demo, .*, notify"),
         ("secrets=[{name: a, env: {x: T}}, {name: b, env: {y: T}, tasks: [rl]}]", r"secrets\.0 and secrets\.1 both"),
         ("secrets=[{name: a, mount: /run/a}, {name: a, mount: /run/b}]", "mount the same secret"),
         ("secrets=[{name: a, mount: /run/a}, {name: b, mount: /run/a}]", "or in the same folder"),

@@ -14,7 +14,7 @@ from components.rl.settings import RLSettings
 from components.settings import Compute, OverlapSettings
 from pipeline.hardware import Resources
 from pipeline.overrides import CONFIGS, resolve
-from pipeline.settings import NOTIFY, TASKS, Settings
+from pipeline.settings import NOTIFY, SOURCES, TASKS, Settings
 
 CONFIG_NAMES = (
     "7b-8x80gb", "async-rlhf-best-of-2", "async-rlhf-online-dpo", "async-rlhf-ppo", "async-rlhf-rloo", "best_of_k",
@@ -52,7 +52,7 @@ def test_a_steps_settings_come_back_from_kubeflow_as_they_went(name: str) -> Non
 def test_there_is_a_settings_class_for_every_step_and_a_field_for_every_task() -> None:
     assert {settings_class(step).__name__.lower() for step in STEPS} == {f"{step}settings" for step in STEPS}
     assert set(TASKS) == {*STEPS, "cost"}
-    assert {*TASKS, NOTIFY} == set(Resources.model_fields)
+    assert {SOURCES, *TASKS, NOTIFY} == set(Resources.model_fields)
     assert set(TASKS) < set(Settings.model_fields)
 
 

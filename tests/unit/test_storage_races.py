@@ -10,6 +10,11 @@ from components.storage import Overtaken, get_text, new_folder, put_folder, put_
 from fault_proxy import FaultProxy, first_time
 from object_store import ObjectStore
 
+pytestmark = pytest.mark.tried(
+    "pointers that several write",
+    against="a stand-in for Cloud Storage that knows generations",
+)
+
 
 @pytest.fixture(params=["local", "gs"])
 def pointer(request: pytest.FixtureRequest, tmp_path: Path) -> str:

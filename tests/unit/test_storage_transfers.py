@@ -20,6 +20,11 @@ from components.storage.patience import Patience, Stopped, is_transient
 from fault_proxy import FAULTS, FaultProxy, Plan, first_time, seeded
 from object_store import ObjectStore
 
+pytestmark = pytest.mark.tried(
+    "transfers: drops, 503s, truncation, slow reads, damage",
+    against="gcp-storage-emulator behind a fault-injecting proxy, and a stand-in for Cloud Storage",
+)
+
 BLOCK = 256 << 10
 EMULATED = [fault for fault in FAULTS if fault not in ("half sent", "damaged")]
 """The emulator takes half a body for a whole one; damage has a test of its own, for it is not outlasted by patience."""
