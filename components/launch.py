@@ -197,7 +197,8 @@ def one_of_several() -> int:
     job = processes.Job.read(os.environ[processes.JOB])
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
     logging.getLogger("components").setLevel(logging.INFO if is_first() else logging.WARNING)
-    processes.enter()
+    if not job.exchange:  # else who started it is on another machine
+        processes.enter()
     try:
         from components.exchange import visiting
 

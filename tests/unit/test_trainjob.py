@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +32,8 @@ from definitions import objections, schema
 from pipeline.overrides import resolve
 from pipeline.resources import train_job_of
 
-CRDS = Path(__file__).parents[1] / "crds"
+ROOT = Path(__file__).parents[2]
+CRDS = ROOT / "tests" / "crds"
 TRAINJOB = schema(CRDS / "trainer.kubeflow.org_trainjobs.yaml.gz", "v1alpha1")
 JOB = Job("rl", {"seed": 1}, {"data": Path("/d"), "reward": None, "model": Path("/m")}, Path("/x/metrics.json"), "rl")
 FULL = Nodes(
@@ -465,3 +469,58 @@ def test_a_process_of_a_trainjob_with_one_node_runs_the_step(tmp_path: Path, mon
     monkeypatch.setattr(launch, "step_function", lambda step: lambda settings, **paths: {"loss": 2.0})
     values = launch.run_step("sft", {}, {}, metrics_file=tmp_path / "metrics", task="sft")
     assert values == {"loss": 2.0}
+
+
+def machines(place: Path) -> Any:
+    """What pods do, really: each runs the TrainJob's command, with its variables and what Trainer adds to them."""
+
+    def pods(handler: Any, body: dict[str, Any]) -> None:
+        asked = body["spec"]["trainer"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        started = []
+        for node in range(asked["numNodes"]):
+            (place / f"pod-{node}").mkdir()
+            variables = {item["name"]: item["value"] for item in asked["env"]} | {
+                "PET_NNODES": str(asked["numNodes"]), "PET_NPROC_PER_NODE": str(asked["numProcPerNode"]),
+                "PET_NODE_RANK": str(node), "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port),
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
+                "TMPDIR": str(place / f"pod-{node}"), "HOME": str(place / f"pod-{node}"), "OMP_NUM_THREADS": "1",
+            }  # fmt: skip
+            command = [sys.executable, "-m", "torch.distributed.run", *asked["command"][1:]]
+            started.append(subprocess.Popen([*command[:3], "--local-addr=127.0.0.1", *command[3:]], env=variables))
+        fine = [process.wait() == 0 for process in started]
+        body["status"] = {"conditions": [{"type": "Complete" if all(fine) else "Failed", "status": "True"}]}
+
+    return pods
+
+
+def test_two_machines_train_and_the_first_process_tracks_below_the_pipelines_run(
+    tmp_path: Path, cluster: type[Cluster], policy_folder: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.pods = machines(tmp_path)
+    address = f"sqlite:///{tmp_path}/mlflow.db"
+    variables = {"TRACKING_URI": address, "EXPERIMENT_NAME": "hh"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"MLFLOW_{name}", value)
+    monkeypatch.setenv("PLUMBLINE_PIPELINE_RUN", "run-1")
+    training = {"epochs": 1, "max_length": 64, "batch_tokens": 512, "compute": {"nodes": 2, "dtype": "fp32"}}
+    paths = {"data": data_folder, "base": policy_folder, "model": tmp_path / "task" / "model"}
+    metrics_file = tmp_path / "task" / "metrics"
+    values = launch.run_step("sft", {"training": training}, paths, metrics_file=metrics_file, task="sft")
+    assert values == json.loads(metrics_file.read_text("utf-8"))
+    assert (tmp_path / "task" / "model" / "model.safetensors").exists()
+    rows = [json.loads(line) for line in (tmp_path / "task" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    from mlflow import MlflowClient
+
+    client = MlflowClient(address)
+    (experiment,) = [found for found in client.search_experiments() if found.name == "hh"]
+    below, whole = sorted(client.search_runs([experiment.experiment_id]), key=lambda run: run.info.run_name == "run-1")
+    assert below.data.tags["mlflow.parentRunId"] == whole.info.run_id and below.info.status == "FINISHED"
+    logged = {name for row in rows for name in row} - {"update", "time"}
+    assert logged and logged <= set(below.data.metrics)
+    for name in logged:
+        points = [point.step for point in client.get_metric_history(below.info.run_id, name)]
+        expected = [row["update"] for row in rows if name in row]
+        assert sorted(points) == sorted(expected + ([max(r["update"] for r in rows)] if name in values else []))
