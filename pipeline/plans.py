@@ -10,7 +10,7 @@ from pipeline.fingerprints import fingerprints
 from pipeline.local import Plan, run
 from pipeline.processes import Processes
 from pipeline.promotion import anchored
-from pipeline.resources import Equip
+from pipeline.resources import Equip, nodes_of
 from pipeline.screen import Screen
 from pipeline.settings import Settings
 
@@ -28,7 +28,16 @@ def run_here(settings: Settings, runs_dir: Path, containers: bool = False, netwo
 
 
 def plan(settings: Settings, equip: Equip | None = None) -> Plan:
-    """What to run here, of anchored settings. Raises InputError for a source that is not there."""
+    """What to run here, of anchored settings.
+
+    Raises InputError for a source that is not there, and for a task that wants several machines.
+    """
+    for task in settings.tasks():
+        if (nodes := nodes_of(settings, task)).number > 1:
+            raise InputError(
+                f"{nodes.key} is {nodes.number}, and a run on this machine has one. Set it to 1, or start the run on a "
+                "cluster with `plumbline submit`."
+            )
     return Plan(
         pipeline=build(settings, fingerprints=fingerprints(settings), equip=equip),
         name=settings.name,

@@ -22,6 +22,7 @@ EVERYTHING = (
     "image_pull_secrets=[registry]", "environment.GOOGLE_APPLICATION_CREDENTIALS=/var/secrets/gcs/key.json",
     "checkpoints=gs://bucket/kept",
 )  # fmt: skip
+SEVERAL = (*EVERYTHING, "rl.compute.nodes=2", "exchange=gs://bucket/jobs")
 VERSION = "1.31"
 
 
@@ -33,7 +34,7 @@ def pods(*overrides: str, **chosen: Any) -> dict[str, dict[str, Any]]:
     return {label: pod(spec, beyond, label, run) for label in spec["deploymentSpec"]["executors"]}
 
 
-@pytest.mark.parametrize("overrides", [(), EVERYTHING], ids=["default", "everything"])
+@pytest.mark.parametrize("overrides", [(), EVERYTHING, SEVERAL], ids=["default", "everything", "several machines"])
 def test_kubernetes_accepts_the_pod_of_every_task(overrides: tuple[str, ...]) -> None:
     found = pods(*overrides)
     assert len(found) == 13
