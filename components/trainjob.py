@@ -130,8 +130,8 @@ def train_job(asked: Nodes, name: str, job: Job, nodes: int, processes: int) -> 
 def _environment(asked: Nodes, job: Job) -> list[dict[str, Any]]:
     """The pods' variables: the job, what they have from this task, and keys of secrets by name."""
     keys = [(secret.name, key, name) for secret in asked.secrets for key, name in secret.env.items()]
-    given = HANDED_ON | set(asked.variables)
-    given |= {name for name in os.environ if name.startswith("MLFLOW_") and not name.endswith(HIDDEN)}
+    given, names = HANDED_ON | set(asked.variables), os.environ.keys()
+    given |= {name for name in names if name.startswith("MLFLOW_") and not name.endswith(HIDDEN)}
     given -= {name for _, _, name in keys}
     plain = {JOB: job.written(), ENDINGS: f"{job.exchange}/endings"}
     plain |= {CHECKPOINTS: f"{asked.exchange.rstrip('/')}/checkpoints"}  # no pod's own disk outlives it
