@@ -124,10 +124,12 @@ def test_a_variable_set_twice_is_refused() -> None:
 def test_plain_variables_are_kept_and_numbers_become_text() -> None:
     given = ["environment.MLFLOW_TRACKING_URI=http://mlflow:5000", "environment.TOKENIZERS_PARALLELISM=0"]
     given += ["environment.GOOGLE_APPLICATION_CREDENTIALS=/var/secrets/gcs/key.json"]
+    given += ["environment.PLUMBLINE_MLFLOW=optional"]
     assert settings(*given).environment == {
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
         "TOKENIZERS_PARALLELISM": "0",
         "GOOGLE_APPLICATION_CREDENTIALS": "/var/secrets/gcs/key.json",
+        "PLUMBLINE_MLFLOW": "optional",
     }
 
 
