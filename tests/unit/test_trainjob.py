@@ -146,11 +146,11 @@ def test_pods_run_as_our_images_user_under_the_tasks_account_without_istios_prox
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (("spec", "trainer", "numNodes"), -1, ".spec.trainer.numNodes is -1, below 0"),
-        (("spec", "trainer", "numNodes"), "2", ".spec.trainer.numNodes is '2', not of type integer"),
-        (("spec", "trainer", "nodes"), 2, ".spec.trainer.nodes is unknown"),
-        (("spec", "runtimeRef"), {}, ".spec.runtimeRef.name is required"),
-        (("spec", "trainer", "env", 0, "value"), 3, ".spec.trainer.env[0].value is 3, not of type string"),
+        (("spec", "trainer", "numNodes"), -1, ".spec.trainer.numNodes: -1 is less than the minimum of 0"),
+        (("spec", "trainer", "numNodes"), "2", ".spec.trainer.numNodes: '2' is not of type 'integer'"),
+        (("spec", "trainer", "nodes"), 2, ".spec.trainer: Additional properties are not allowed ('nodes'"),
+        (("spec", "runtimeRef"), {}, ".spec.runtimeRef: 'name' is a required property"),
+        (("spec", "trainer", "env", 0, "value"), 3, ".spec.trainer.env[0].value: 3 is not of type 'string'"),
         (("spec", "trainer", "resourcesPerNode", "limits", "cpu"), "many", ".spec.trainer.resourcesPerNode.limits.cpu"),
     ],
 )
