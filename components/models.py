@@ -13,16 +13,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from components.adapters import OWN, write_adapter
+from components.adapters import adapter_tensors, base_of, has_adapters, merged_tensors, write_adapter
 from components.artifacts import ADAPTER, LANGUAGE_MODELS, MEMBERS, ModelCard, read_json, write_manifest
 from components.blocks import slim
 from components.errors import InputError
 from components.packed import Packed, backbone, pack, whole_rows
 from components.products import quicken
-from components.ranks import join
+from components.ranks import Ranks, join
 from components.settings import Lora
 from components.tokens import Tokenizer, load_tokenizer, template_digest
-from components.zero import whole
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -122,9 +121,8 @@ def scalar_from_policy(folder: Path) -> ScalarModel:
     from transformers import AutoModelForSequenceClassification
 
     tokenizer = load_tokenizer(folder)
-    model = _load(
-        AutoModelForSequenceClassification, folder, "fp32", num_labels=1, pad_token_id=tokenizer.pad_token_id
-    )
+    config = {"num_labels": 1, "pad_token_id": tokenizer.pad_token_id}
+    model = _load(AutoModelForSequenceClassification, folder, "fp32", **config)
     scalar = ScalarModel(model)
     nn.init.zeros_(model.score.weight)
     disable_dropout(model)
@@ -159,29 +157,14 @@ def save_model(
     A scalar model with adapters is also written apart from its base, in adapter/: its adapter and its head.
     `members`, models trained alike, are written below it as members/1 and so on, in the same form but under the one
     manifest. Returns the folder's digest, which depends on content alone. Where several processes train, all of them
-    call it and the first one writes.
+    call it and the first one writes: weights that lie in parts come together on its CPU, one layer after the other.
     """
-
-    def written() -> str:
-        if folder.exists():
-            shutil.rmtree(folder)
-        _write(model, tokenizer, folder, card)
-        for number, (member, its_card) in enumerate(members, start=1):
-            _write(member, tokenizer, folder / MEMBERS / str(number), its_card)
-        return write_manifest(folder, card.kind, settings=settings, parents=parents)
-
-    with whole(model):
-        return join().first(written)
-
-
-def merged(model: Any) -> Any:
-    """The model with its own adapter merged into its weights, and without guests; itself when it has no adapters."""
-    return model.merge_and_unload(adapter_names=[OWN]) if has_adapters(model) else model
-
-
-def has_adapters(model: Any) -> bool:
-    """Whether PEFT has put adapters on the model."""
-    return hasattr(model, "peft_config")
+    ranks = join()
+    ranks.first(lambda: shutil.rmtree(folder) if folder.exists() else None)
+    _write(model, tokenizer, folder, card, ranks)
+    for number, (member, its_card) in enumerate(members, start=1):
+        _write(member, tokenizer, folder / MEMBERS / str(number), its_card, ranks)
+    return ranks.first(lambda: write_manifest(folder, card.kind, settings=settings, parents=parents))
 
 
 def policy_card(base: str, step: str, tokenizer: Tokenizer) -> ModelCard:
@@ -196,24 +179,31 @@ def _architectures(folder: Path) -> list[str]:
     return list(read_json(folder / "config.json").get("architectures") or [])
 
 
-def _write(model: Any, tokenizer: Tokenizer, folder: Path, card: ModelCard) -> None:
-    try:
-        if card.kind != "policy" and has_adapters(model):
-            write_adapter(model, folder / ADAPTER)
-        merged(model).save_pretrained(str(folder), safe_serialization=True)
-    except SafetensorError as error:  # what its writer makes of a full disk
-        raise InputError(f"{folder}: the model cannot be written: {error}. Make room there and start again.") from error
-    tokenizer.save_pretrained(str(folder))
-    card.write(folder)
+def _write(model: Any, tokenizer: Tokenizer, folder: Path, card: ModelCard, ranks: Ranks) -> None:
+    apart = adapter_tensors(model) if card.kind != "policy" and has_adapters(model) else None
+    tensors = merged_tensors(model)
+
+    def written() -> None:
+        try:
+            if apart is not None:
+                write_adapter(model, apart, folder / ADAPTER)
+            base_of(model).save_pretrained(str(folder), state_dict=tensors, safe_serialization=True)
+        except SafetensorError as error:  # what its writer makes of a full disk
+            raise InputError(
+                f"{folder}: the model cannot be written: {error}. Make room there and start again."
+            ) from error
+        tokenizer.save_pretrained(str(folder))
+        card.write(folder)
+
+    ranks.first(written)
 
 
 def _load(auto_class: Any, folder: Path, dtype: str, **config: Any) -> Any:
     """from_pretrained on a local folder: safetensors only, no remote code."""
     _architectures(folder)
+    given = {"dtype": TORCH_DTYPES[dtype], "use_safetensors": True, "trust_remote_code": False} | config
     try:
-        model = auto_class.from_pretrained(
-            str(folder), dtype=TORCH_DTYPES[dtype], use_safetensors=True, trust_remote_code=False, **config
-        )
+        model = auto_class.from_pretrained(str(folder), **given)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{folder}: the model cannot be loaded ({reason}). Weights must be in safetensors.") from None

@@ -10,8 +10,7 @@ summed and not yet used, between DeepSpeed's engine and its optimiser's step.
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,8 +21,6 @@ from components.group import BUCKET
 from components.ranks import Ranks
 from components.settings import Compute
 
-HELD = "held as a whole"
-"""Among what uses a parameter, so that no forward pass gives it back meanwhile."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a weight, beside the number of steps."""
 
@@ -195,28 +192,6 @@ class Zero:
         assert held < trained, f"this process holds {held} of {trained} weights' states: nothing is divided"
 
 
-@contextmanager
-def whole(module: nn.Module) -> Iterator[None]:
-    """The weights of a module in full, for what reads them directly; where they lie in parts, they are gathered.
-
-    Every process enters it together. Forward passes inside need no other process. Changes are lost.
-    """
-    parted: list[Any] = [p for p in module.parameters() if HELD not in getattr(p, "ds_active_sub_modules", (HELD,))]
-    if not parted:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(parted):
-        for parameter in parted:
-            parameter.ds_active_sub_modules.add(HELD)
-        try:
-            yield
-        finally:
-            for parameter in parted:
-                parameter.ds_active_sub_modules.discard(HELD)
-
-
 def _config(stage: int, offload: bool) -> dict[str, Any]:
     """DeepSpeed's settings: nothing that looks ahead, since processes also pass through models each for itself."""
     zero: dict[str, Any] = {
@@ -225,6 +200,7 @@ def _config(stage: int, offload: bool) -> dict[str, Any]:
         "allgather_bucket_size": BUCKET,
         "overlap_comm": False,
         "stage3_prefetch_bucket_size": 0,
+        "stage3_max_reuse_distance": 0,  # a layer is given back as soon as it has computed
         "stage3_param_persistence_threshold": 0,
     }
     if offload:

@@ -18,6 +18,7 @@ import torch
 from components import tracking
 from components.artifacts import Metrics, ModelCard, folder_digest
 from components.checkpoints import Checkpoints
+from components.gathering import copied, gathered
 from components.models import ScalarModel, scalar_from_policy, with_lora
 from components.ranks import ALONE, Ranks, join
 from components.reward.measures import held_out_metrics
@@ -25,7 +26,6 @@ from components.reward.pairs import Pair, PairObjective, score_pairs
 from components.reward.settings import RewardSettings
 from components.tokens import Tokenizer, template_digest
 from components.training import fit
-from components.zero import whole
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +116,7 @@ def finish_member(lesson: Lesson, number: int) -> None:
 
     def keep(model: Any, card: ModelCard) -> None:
         values = {"mean": card.score_mean, "std": card.score_std, "history": tracking.history()[before:]}
-        with whole(model):
-            finished.save(1, _trained(model), values)
+        finished.save(1, copied(_trained(model)), values)
 
     train_member(lesson, number, keep)
     lesson.checkpoints(number).clear()
@@ -130,8 +129,8 @@ def finished_members(lesson: Lesson) -> Iterator[tuple[Any, ModelCard]]:
         assert checkpoint is not None, "finish_member comes first"
         model = scalar_from_policy(lesson.inputs["sft"]).model
         model = with_lora(model, lesson.settings.lora, task_type="SEQ_CLS")
-        with torch.no_grad():
-            for name, parameter in _trained(model).items():
+        for name, parameter in _trained(model).items():
+            with torch.no_grad(), gathered([parameter], changed=True):
                 parameter.copy_(checkpoint.tensors[name])
         yield model, lesson.card(checkpoint.values["mean"], checkpoint.values["std"])
 
