@@ -73,3 +73,8 @@ def is_parted(parameter: Any) -> bool:
     """Whether this process holds a part of the parameter alone."""
     status = getattr(parameter, "ds_status", None)
     return status is not None and status.name == "NOT_AVAILABLE"
+
+
+def shape_of(parameter: Any) -> tuple[int, ...]:
+    """The shape of a parameter in full."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -10,13 +10,15 @@ summed and not yet used, between DeepSpeed's engine and its optimiser's step.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from components.engines import Groups, Judge, optimizer_states
+from components.gathering import shape_of
 from components.group import BUCKET
 from components.ranks import Ranks
 from components.settings import Compute
@@ -33,7 +35,7 @@ class Zero:
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.ranks, self.stage, self.offload = ranks, int(compute.strategy.removeprefix("zero")), compute.offload
-        trained = sum(p.numel() for group in groups for p in group["params"])
+        trained = sum(math.prod(shape_of(p)) for group in groups for p in group["params"])
         adam = torch.optim.AdamW(groups, fused=True)
         self.engine, self.zero, *_ = deepspeed.initialize(
             model=model, optimizer=adam, config=_config(self.stage, compute.offload)
@@ -83,7 +85,7 @@ class Zero:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of what `state` has below `model.`, as a whole."""
-        trained = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._trained()}
+        trained = {name: shape_of(p) for name, p in self._trained()}
         return trained | {name: tuple(buffer.shape) for name, buffer in self._buffers()}
 
     @torch.no_grad()
@@ -190,6 +192,22 @@ class Zero:
         assert self.engine.dp_world_size == self.ranks.size, "DeepSpeed runs on another number of processes"
         held = sum(part.numel() for part in self._parts())
         assert held < trained, f"this process holds {held} of {trained} weights' states: nothing is divided"
+
+
+@contextmanager
+def divided() -> Iterator[None]:
+    """What transformers loads inside is divided as it comes: no process ever has more than a layer in full.
+
+    The first process reads the files, in place; each keeps its part of every weight on its device.
+    """
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    known = HfDeepSpeedConfig(_config(3, offload=False))  # transformers looks at it for as long as it is there
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del known
 
 
 def _config(stage: int, offload: bool) -> dict[str, Any]:

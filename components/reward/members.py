@@ -70,7 +70,7 @@ def train_member(lesson: Lesson, number: int, keep: Callable[[Any, ModelCard], N
     settings, objective, ranks = lesson.settings, lesson.objective, join()
     seed = settings.seed + STRIDE * number
     torch.manual_seed(seed)
-    scalar = scalar_from_policy(lesson.inputs["sft"])
+    scalar = scalar_from_policy(lesson.inputs["sft"], divide=settings.training.compute.strategy == "zero3")
     scalar.model = with_lora(scalar.model, settings.lora, task_type="SEQ_CLS")
     budget = settings.training.batch_tokens
     some = random.Random(settings.seed).sample(lesson.train, min(settings.normalization_pairs, len(lesson.train)))
@@ -127,7 +127,8 @@ def finished_members(lesson: Lesson) -> Iterator[tuple[Any, ModelCard]]:
     for number in range(1, lesson.settings.members):
         checkpoint = lesson.checkpoints(number, finished=True).latest()
         assert checkpoint is not None, "finish_member comes first"
-        model = scalar_from_policy(lesson.inputs["sft"]).model
+        divide = lesson.settings.training.compute.strategy == "zero3"
+        model = scalar_from_policy(lesson.inputs["sft"], divide=divide).model
         model = with_lora(model, lesson.settings.lora, task_type="SEQ_CLS")
         for name, parameter in _trained(model).items():
             with torch.no_grad(), gathered([parameter], changed=True):

@@ -179,10 +179,10 @@ def test_bf16_computes_in_bf16_where_weights_lie_in_parts(sft_jobs: dict[str, Jo
 def test_no_process_ever_has_more_than_a_layer_of_divided_weights(
     sft_jobs: dict[str, Job], policy_folder: Path, name: str
 ) -> None:
-    """Evaluation, training and saving."""
+    """Loading, evaluation, training and saving."""
     limit = a_layer(policy_folder)
     for found in gathered(sft_jobs[name]):
-        assert set(found) == {"otherwise"} and all(0 < most < limit for most in found.values())
+        assert set(found) == {"loading", "otherwise"} and all(0 < most < limit for most in found.values())
 
 
 @pytest.mark.parametrize("name", DIVIDED)
@@ -286,7 +286,7 @@ def test_only_our_own_decoder_has_the_whole_policy_of_divided_weights(
     for found in gathered(rl_jobs[name]):
         sampling = found.pop("sampling", 0)
         assert sampling >= model if name != "served" else not sampling
-        assert set(found) == {"otherwise"} and all(0 < most < limit for most in found.values())
+        assert set(found) == {"loading", "otherwise"} and all(0 < most < limit for most in found.values())
 
 
 @pytest.mark.parametrize("name", DIVIDED)

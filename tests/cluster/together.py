@@ -13,7 +13,7 @@ from weakref import WeakSet
 import torch
 from deepspeed.runtime.zero.partition_parameters import Init
 
-from components import updates
+from components import models, updates
 from components.launch import run_step
 from components.processes import Job
 from components.rl.shares import SharedSampler
@@ -38,14 +38,14 @@ class Seen:
 class Gathered:
     """The most elements of divided weights that this process ever had in full at once, by what it was doing.
 
-    That is sampling (by our own decoder), or otherwise.
+    That is sampling (by our own decoder), loading (before there is an engine), or otherwise.
     """
 
     def __init__(self) -> None:
         self.known: WeakSet[Any] = WeakSet()
         self.most: dict[str, int] = {}
         self.doing = "otherwise"
-        convert, sample = Init._convert_to_deepspeed_param, SharedSampler.sample
+        convert, sample, load = Init._convert_to_deepspeed_param, SharedSampler.sample, models._load
 
         def converted(init: Any, parameter: Any) -> None:
             convert(init, parameter)
@@ -55,6 +55,7 @@ class Gathered:
 
         Init._convert_to_deepspeed_param = converted
         SharedSampler.sample = self._named("sampling", sample)
+        models._load = self._named("loading", load)
 
     def _counted(self, gather: Any) -> Any:
         def counted(*given: Any, **named: Any) -> Any:
