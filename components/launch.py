@@ -24,6 +24,7 @@ from components.errors import InputError, TrainingFailure
 from components.parsing import parse
 from components.ranks import is_first, is_started, world_size
 from components.settings import Compute, StepSettings
+from components.trainjob import NODES
 
 STEPS = (
     "demo", "preprocess", "base", "validate", "sft", "reward", "rl", "evaluate", "upload", "deploy", "infer",
@@ -104,15 +105,16 @@ def run_step(
 ) -> Metrics:
     """The metrics of a step run on local paths; also written to `metrics_file`, with metrics.jsonl beside it.
 
-    Where its settings ask for several processes, this one starts them and watches. Raises InputError for settings that
-    do not fit the step and for a full or unwritable disk, Terminated after SIGTERM, and whatever the step raises.
+    Where its settings ask for several processes, or its environment for pods of its own, this one starts them and
+    watches: it tracks nothing. Raises InputError for settings that do not fit the step and for a full or unwritable
+    disk, Terminated after SIGTERM, and whatever the step raises.
     """
     # Threads that wait for work spin a little, not for milliseconds: on shared cores that costs a third of the speed.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     parsed = parse(settings_class(step), settings, prefix=(task,))
-    compute = _compute(parsed)
-    size = compute.nodes * compute.processes
-    if size > 1 and not is_started():
+    compute = compute_of(parsed)
+    size = compute.nodes * compute.processes if compute else 1
+    if compute and (size > 1 or _in_pods(compute)) and not is_started():
         _start(processes.Job(step, dict(settings), dict(paths), metrics_file, task), compute)
         return {name: float(value) for name, value in read_json(metrics_file).items()}
     if is_started() and world_size() != size:
@@ -141,15 +143,19 @@ def run_step(
     return values
 
 
-def _compute(settings: StepSettings) -> Compute:
-    """How a step computes; in one process where it says nothing."""
-    found = getattr(settings, "compute", None) or getattr(getattr(settings, "training", None), "compute", None)
-    return found or Compute()
+def compute_of(settings: StepSettings) -> Compute | None:
+    """How a step computes; None for one that cannot divide its work."""
+    return getattr(settings, "compute", None) or getattr(getattr(settings, "training", None), "compute", None)
+
+
+def _in_pods(compute: Compute) -> bool:
+    """Whether the processes are those of a TrainJob: its environment says what its pods are, also where it is one."""
+    return compute.nodes > 1 or NODES in os.environ
 
 
 def _start(job: processes.Job, compute: Compute) -> None:
     """Run the job in processes of this container, or on several machines."""
-    if compute.nodes == 1:
+    if not _in_pods(compute):
         processes.run(job, compute.processes)
         return
     from components import trainer
@@ -191,14 +197,13 @@ def one_of_several() -> int:
     job = processes.Job.read(os.environ[processes.JOB])
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
     logging.getLogger("components").setLevel(logging.INFO if is_first() else logging.WARNING)
-    processes.enter()
+    if not job.exchange:  # else who started it is on another machine
+        processes.enter()
     try:
-        from components.exchange import delivered, fetched
+        from components.exchange import visiting
 
-        job = fetched(job)
-        run_step(job.step, job.settings, job.paths, metrics_file=job.metrics_file, task=job.task)
-        if is_first():
-            delivered(job)
+        with visiting(job) as here:
+            run_step(here.step, here.settings, here.paths, metrics_file=here.metrics_file, task=here.task)
     except EXPECTED as error:
         processes.leave(error)
         return ending(error, job.task)[0]

@@ -144,8 +144,11 @@ class Outbox:
 
     def _tell(self, note: Note) -> None:
         """Do what the note says; where MLflow will never accept it, warn once per method and go on."""
+        arguments = list(note.arguments)
+        if note.method == "log_artifacts":
+            arguments[0] = str(self.folder / arguments[0])
         try:
-            getattr(self.run, note.method)(*note.arguments)
+            getattr(self.run, note.method)(*arguments)
         except Exception as error:
             if not refused(error):
                 raise

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from components import termination
 from components.errors import InputError, TrainingFailure
 from components.ranks import rank
-from components.storage import get_text, is_remote, put_text
+from components.storage import get_text, put_text
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +95,7 @@ def run(job: Job, processes: int) -> None:
 
 def enter() -> None:
     """Leave word of this process, for who started it on this machine."""
-    folder = os.environ.get(ENDINGS)
-    if folder and not is_remote(folder):
+    if folder := os.environ.get(ENDINGS):
         (Path(folder) / f"{rank()}.pid").write_text(str(os.getpid()), encoding="utf-8")
 
 

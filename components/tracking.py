@@ -82,7 +82,9 @@ class Tracker:
     def log_artifacts(self, folder: Path) -> None:
         """Keep a folder of results, which stays as it is from here on, with the MLflow run."""
         if self._outbox:
-            self._outbox.put("log_artifacts", str(folder.absolute()), folder.name)
+            folder, own = folder.absolute(), self.folder.absolute()
+            path = folder.relative_to(own) if folder.is_relative_to(own) else folder  # ours may move before it is sent
+            self._outbox.put("log_artifacts", str(path), folder.name)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """The step's final numbers, at its last update, so that MLflow shows them as the values."""

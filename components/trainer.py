@@ -16,7 +16,7 @@ from typing import Any
 from components import termination
 from components.cluster import TIMEOUT_S, custom_objects, reason_of
 from components.errors import InputError, TrainingFailure
-from components.exchange import brought_back, laid_out
+from components.exchange import held
 from components.processes import Job, endings, raise_first
 from components.trainjob import CONTAINER, GROUP, NODES, PLURAL, VERSION, asked_of, train_job
 
@@ -29,6 +29,8 @@ POLL_S, PATIENCE_S = 5.0, 600.0
 def run(job: Job, nodes: int, processes: int) -> None:
     """Run the job on so many nodes with so many processes each; its output and metrics are then where it says.
 
+    Of a job that failed the metrics are.
+
     Raises InputError where there is no cluster or it refuses, else as `raise_first`. SIGTERM deletes the TrainJob,
     whose processes then have the pods' time to write a checkpoint.
     """
@@ -37,11 +39,11 @@ def run(job: Job, nodes: int, processes: int) -> None:
         raise InputError(f"compute.nodes is {nodes}: a TrainJob needs a cluster, and none is configured. Set it to 1.")
     name = f"{job.task}-{uuid.uuid4().hex[:8]}"
     place = f"{asked.exchange.rstrip('/')}/{name}"
-    manifest = train_job(asked, name, laid_out(job, place), nodes, processes)
-    with termination.watch() as watch, _created(api, manifest):
-        fine = _follow(api, manifest, watch)
-    raise_first(endings(f"{place}/endings", nodes * processes), nodes * processes, fine, watch.requested)
-    brought_back(job, place)
+    with termination.watch() as watch, held(job, place, watch) as there:
+        manifest = train_job(asked, name, there, nodes, processes)
+        with _created(api, manifest):
+            fine = _follow(api, manifest, watch)
+        raise_first(endings(f"{place}/endings", nodes * processes), nodes * processes, fine, watch.requested)
 
 
 def _where(manifest: dict[str, Any]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """A Kubeflow TrainJob whose pods run a step's processes: what it is, as data.
 
-What it needs that no setting of the step says is in the environment, as JSON: `Nodes`.
+What it needs that no setting of the step says is in the environment, as JSON: `Nodes`. A compiled pipeline sets it
+on its tasks with several nodes.
 """
 
 import json
@@ -17,16 +18,32 @@ from components.settings import Group
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 NODES = "PLUMBLINE_TRAINJOB"
-"""The variable with the pods' hardware, image and exchange."""
+"""The variable with the pods' hardware, image, exchange and secrets; a step that has it runs in pods of its own."""
 CHECKPOINTS = "PLUMBLINE_CHECKPOINTS"
-HANDED_ON = (
-    CHECKPOINTS, "PLUMBLINE_FINGERPRINT", "PLUMBLINE_PARENT_RUN", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID",
-    "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_WORKSPACE",
-)  # fmt: skip
-"""Variables of this task that the pods have too; secrets are not among them."""
+ACCOUNT = "PLUMBLINE_SERVICE_ACCOUNT"
+"""The variable with the account of this task's own pod."""
+HANDED_ON = {
+    CHECKPOINTS, "PLUMBLINE_FINGERPRINT", "PLUMBLINE_MLFLOW", "PLUMBLINE_PARENT_RUN", "PLUMBLINE_PIPELINE_RUN",
+}  # fmt: skip
+"""Variables of this task that the pods have too, beside MLflow's."""
+HIDDEN = ("PASSWORD", "TOKEN")
+"""MLflow's variables that end so are secrets: they reach the pods as such, and no manifest shows them."""
+USER = 10001
+"""The user of our images."""
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 CONTAINER = "node"
 """The name of the training runtime's job and of the container in its pods."""
+
+
+class PodSecret(Group):
+    """A secret that lies in the pods' namespace, as variables or as files."""
+
+    name: str = Field(min_length=1)
+    """Its name in Kubernetes."""
+    env: dict[str, str] = Field({})
+    """The variable for each of its keys."""
+    mount: str = ""
+    """The folder in which each of its keys is a file; empty for none."""
 
 
 class Nodes(Group):
@@ -55,7 +72,13 @@ class Nodes(Group):
     tolerations: tuple[dict[str, Any], ...] = ()
     """Taints that the pods put up with."""
     service_account: str = ""
-    """The account that may read and write the exchange; empty takes the namespace's default."""
+    """The account that may read and write the exchange; empty takes that of this pod, where it knows it."""
+    variables: tuple[str, ...] = ()
+    """Variables of this task, by name, that the pods have too."""
+    secrets: tuple[PodSecret, ...] = ()
+    """Secrets that the pods get."""
+    image_pull_secrets: tuple[str, ...] = ()
+    """Secrets with which the image is fetched, by name."""
 
 
 def asked_of(nodes: int) -> Nodes:
@@ -63,8 +86,8 @@ def asked_of(nodes: int) -> Nodes:
     text = os.environ.get(NODES)
     if not text:
         raise InputError(
-            f"compute.nodes is {nodes} and {NODES} is not set: it says as JSON what the pods are, at least "
-            '{"image": "...", "exchange": "gs://..."}. Set it in the task\'s environment, or compute.nodes to 1.'
+            f"compute.nodes is {nodes} and {NODES} is not set: a pipeline that was compiled with compute.nodes above 1 "
+            "sets it, a run of another one cannot raise compute.nodes. Submit the settings anew, or set it to 1."
         )
     try:
         values = json.loads(text)
@@ -77,23 +100,17 @@ def train_job(asked: Nodes, name: str, job: Job, nodes: int, processes: int) -> 
     """The TrainJob that runs the job."""
     limits = {asked.gpu_type: str(asked.gpus)} if asked.gpus else {}
     limits |= {resource: amount for resource, amount in (("cpu", asked.cpu), ("memory", asked.memory)) if amount}
-    variables = {JOB: job.written(), ENDINGS: f"{job.exchange}/endings"}
-    variables |= {CHECKPOINTS: f"{asked.exchange.rstrip('/')}/checkpoints"}  # no pod's own disk outlives it
-    variables |= {variable: os.environ[variable] for variable in HANDED_ON if variable in os.environ}
     trainer = {
         "image": asked.image,
         "command": ["torchrun", "--max-restarts=0", f"--shutdown-timeout={GRACE_S}", "-m", "components.launch"],
         "numNodes": nodes,
         "numProcPerNode": processes,
-        "env": [{"name": variable, "value": value} for variable, value in variables.items()],
+        "env": _environment(asked, job),
     }
     if limits:
         trainer["resourcesPerNode"] = {"requests": limits, "limits": limits}
-    spec: dict[str, Any] = {"runtimeRef": {"name": asked.runtime}, "trainer": trainer}
-    if pod := _pod(asked):
-        job_template = {"name": CONTAINER, "template": {"spec": {"template": {"spec": pod}}}}
-        runtime = {"template": {"spec": {"replicatedJobs": [job_template]}}}
-        spec["runtimePatches"] = [{"manager": "plumbline", "trainingRuntimeSpec": runtime}]
+    job_template = {"name": CONTAINER, "template": {"spec": {"template": _pod(asked)}}}
+    runtime = {"template": {"spec": {"replicatedJobs": [job_template]}}}
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
@@ -102,23 +119,46 @@ def train_job(asked: Nodes, name: str, job: Job, nodes: int, processes: int) -> 
             "namespace": asked.namespace or _own_namespace(),
             "labels": {"app.kubernetes.io/managed-by": "plumbline"},
         },
-        "spec": spec,
+        "spec": {
+            "runtimeRef": {"name": asked.runtime},
+            "trainer": trainer,
+            "runtimePatches": [{"manager": "plumbline", "trainingRuntimeSpec": runtime}],
+        },
     }
 
 
+def _environment(asked: Nodes, job: Job) -> list[dict[str, Any]]:
+    """The pods' variables: the job, what they have from this task, and keys of secrets by name."""
+    keys = [(secret.name, key, name) for secret in asked.secrets for key, name in secret.env.items()]
+    given, names = HANDED_ON | set(asked.variables), os.environ.keys()
+    given |= {name for name in names if name.startswith("MLFLOW_") and not name.endswith(HIDDEN)}
+    given -= {name for _, _, name in keys}
+    plain = {JOB: job.written(), ENDINGS: f"{job.exchange}/endings"}
+    plain |= {CHECKPOINTS: f"{asked.exchange.rstrip('/')}/checkpoints"}  # no pod's own disk outlives it
+    plain |= {name: os.environ[name] for name in sorted(given) if name in os.environ}
+    return [{"name": name, "value": value} for name, value in plain.items()] + [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for secret, key, name in keys
+    ]
+
+
 def _pod(asked: Nodes) -> dict[str, Any]:
-    """What is changed of the runtime's pods."""
-    pod: dict[str, Any] = {}
+    """What is changed of the runtime's pods; Istio's proxy is left out: torchrun's processes do not talk through it."""
+    pod: dict[str, Any] = {"securityContext": {"runAsUser": USER, "runAsNonRoot": True}}
     if asked.node_selector:
         pod["nodeSelector"] = asked.node_selector
     if asked.tolerations:
         pod["tolerations"] = list(asked.tolerations)
-    if asked.service_account:
-        pod["serviceAccountName"] = asked.service_account
-    if asked.shm:
-        pod["volumes"] = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": asked.shm}}]
-        pod["containers"] = [{"name": CONTAINER, "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}]}]
-    return pod
+    if account := asked.service_account or os.environ.get(ACCOUNT):
+        pod["serviceAccountName"] = account
+    if asked.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in asked.image_pull_secrets]
+    memory = [("/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": asked.shm}})] if asked.shm else []
+    files = [(secret.mount, {"secret": {"secretName": secret.name}}) for secret in asked.secrets if secret.mount]
+    if volumes := [(f"plumbline-{number}", *volume) for number, volume in enumerate(memory + files)]:
+        pod["volumes"] = [{"name": name, **source} for name, _, source in volumes]
+        mounts = [{"name": name, "mountPath": place} for name, place, _ in volumes]
+        pod["containers"] = [{"name": CONTAINER, "volumeMounts": mounts}]
+    return {"metadata": {"labels": {"sidecar.istio.io/inject": "false"}}, "spec": pod}
 
 
 def _own_namespace() -> str:

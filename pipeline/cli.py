@@ -3,7 +3,6 @@
 import shutil
 import sys
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,7 @@ import typer
 from components.errors import InputError
 from components.launch import EXPECTED, ending
 from pipeline import kubeflow, schedules
-from pipeline.options import Configs, Overrides, RunsDir, ServingDir, runs_folder
+from pipeline.options import Configs, InContainers, Network, Overrides, RunsDir, ServingDir, runs_folder
 
 app = typer.Typer(
     help="RLHF on Kubeflow: from raw human feedback to an aligned, evaluated, deployed model.",
@@ -39,25 +38,14 @@ def run(
     config: Configs,
     overrides: Overrides = None,
     runs_dir: RunsDir = "runs",
-    containers: Annotated[bool, typer.Option("--containers", help="Every step in a container of its image.")] = False,
-    network: Annotated[
-        str | None, typer.Option(help="The containers' network: bridge (the default), host, none or a name.")
-    ] = None,
+    containers: InContainers = False,
+    network: Network = None,
 ) -> None:
     """Run the whole pipeline on this machine."""
-    from pipeline.local import run as run_locally
     from pipeline.overrides import resolve
-    from pipeline.plans import plan
-    from pipeline.processes import Processes
-    from pipeline.promotion import anchored
-    from pipeline.screen import Screen
+    from pipeline.plans import run_here
 
-    if network and not containers:
-        raise InputError(f"--network is {network}, which is for containers. Add --containers, or leave it out.")
-    settings, place = anchored(resolve(config, overrides or ())), runs_folder(runs_dir)
-    with _contained(settings, place, network or "bridge") if containers else nullcontext(Processes()) as runner:
-        code = run_locally(plan(settings, runner.equip), place, Screen(), runner)
-    raise typer.Exit(code)
+    raise typer.Exit(run_here(resolve(config, overrides or ()), runs_folder(runs_dir), containers, network))
 
 
 @app.command("compile")
@@ -187,17 +175,6 @@ def conformance(
         print_functions()
     elif not conform(against, dtype):
         raise typer.Exit(1)
-
-
-def _contained(settings: Any, runs_dir: Path, network: str) -> Any:
-    """What runs tasks in containers. Raises InputError where the package that speaks with engines is missing."""
-    try:
-        from pipeline.containers import containers
-    except ModuleNotFoundError as error:
-        if error.name != "docker":
-            raise
-        raise InputError("--containers needs the package docker: pip install 'plumbline[containers]'.") from None
-    return containers(settings, runs_dir, network)
 
 
 def _alone(step: str, settings: dict[str, Any], output: str, out: str, **inputs: Path | None) -> None:

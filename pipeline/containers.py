@@ -114,9 +114,8 @@ class Containers:
         """Those of our own variables that steps see."""
         key_file = os.environ.get(GOOGLE_KEY)
         place = {GOOGLE_KEY: str(Path(key_file).absolute())} if key_file else {}
-        return place | {
-            name: value for name, value in os.environ.items() if name.startswith(PASSED) or name in self._names
-        }
+        names = os.environ.keys()
+        return place | {name: os.environ[name] for name in names if name.startswith(PASSED) or name in self._names}
 
 
 def image_id(client: Any, name: str) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from components.errors import InputError
-from pipeline.options import Configs, Experiment, Overrides, Run, RunsDir, connected, runs_folder
+from pipeline.options import Configs, Experiment, InContainers, Network, Overrides, Run, RunsDir, connected, runs_folder
 
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster
@@ -56,19 +56,23 @@ def rerun(
     overrides: Overrides = None,
     runs_dir: RunsDir = RUNS,
     wait: Wait = False,
+    containers: InContainers = False,
+    network: Network = None,
 ) -> None:
-    """Run a run again from a step on; what comes before is taken from the cache."""
+    """Run a run again from a step on; what comes before is taken from the cache.
+
+    --wait is for a run on a cluster, --containers and --network are for a local one.
+    """
     from pipeline.reruns import order_again, settings_again
 
     place = runs_folder(runs_dir)
     if (place / run).is_dir():
-        from pipeline.local import run as run_locally
-        from pipeline.plans import plan
-        from pipeline.promotion import anchored
-        from pipeline.screen import Screen
+        from pipeline.plans import run_here
 
-        again = plan(anchored(settings_again(place / run, step, overrides or ())))
-        raise typer.Exit(run_locally(again, place, Screen()))
+        _refuse_wait(wait, place / run)
+        raise typer.Exit(run_here(settings_again(place / run, step, overrides or ()), place, containers, network))
+    if containers or network:
+        raise InputError(f"--containers and --network are for local runs, and {run} is none. Leave them out.")
     cluster = _cluster(connection, place / run)
     _follow(cluster, cluster.start(order_again(cluster, run, step, overrides or ())), wait)
 
@@ -83,6 +87,7 @@ def status(connection: "Connection", run: Run, runs_dir: RunsDir = RUNS, wait: W
     if (place / run).is_dir():
         from pipeline import history
 
+        _refuse_wait(wait, place / run)
         history.show(place / run, Screen())
         return
     from pipeline import board, details
@@ -112,6 +117,12 @@ def logs(
         print(local_log(RunFolder(folder), step), end="")
     else:
         print(cluster_log(_cluster(connection, folder), run, step), end="")
+
+
+def _refuse_wait(wait: bool, folder: Path) -> None:
+    """Raise InputError where a local run is to be waited for: the command that started it shows it to its end."""
+    if wait:
+        raise InputError(f"--wait is for a run on a cluster, and {folder} is a local one. Leave it out.")
 
 
 def _cluster(connection: "Connection", folder: Path) -> "Cluster":

@@ -25,12 +25,12 @@ from components.artifacts import write_json
 from components.errors import InputError
 from components.launch import FAILED_EXIT_CODE, INPUT_EXIT_CODE, RUN_DIR
 from components.mlflow_server import ADDRESS
+from components.trainjob import CHECKPOINTS
 from pipeline.documents import write_document
 from pipeline.ledger import Ledger
 from pipeline.observer import Ending, Runner, StepFailed, observed
 from pipeline.processes import Processes
 from pipeline.promotion import stands
-from pipeline.resources import CHECKPOINTS
 from pipeline.runs import RunFolder, shown
 from pipeline.screen import Screen
 from pipeline.summary import Result, read_alerts, read_metrics, status_of, summarize

@@ -20,6 +20,10 @@ Overrides = Annotated[
 ]
 ServingDir = Annotated[str, typer.Option("--dir", help="The folder that deploy publishes to.")]
 RunsDir = Annotated[str, typer.Option(help="Where local runs, cache and tracking lie.")]
+InContainers = Annotated[bool, typer.Option("--containers", help="Every step in a container of its image.")]
+Network = Annotated[
+    str | None, typer.Option(help="The containers' network: bridge (the default), host, none or a name.")
+]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A local run's id or latest; else the id of a cluster's run.")]
 Experiment = Annotated[str | None, typer.Option(help="Kubeflow's experiment; without it, the pipeline's name.")]
 CONNECTION: dict[str, Any] = {

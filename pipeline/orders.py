@@ -35,9 +35,9 @@ def parameters(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def caveats(settings: Settings) -> Iterator[str]:
-    """What works on one machine and, without a volume that tasks share, is lost on a cluster."""
+    """What works on one machine and is lost on a cluster."""
     lost = "is a folder in a task's container, gone when the task ends"
     if not is_remote(settings.upload.registry):
-        yield f"warning: upload.registry is {settings.upload.registry}: it {lost}. Set gs://..., or mount a volume."
+        yield f"warning: upload.registry is {settings.upload.registry}: it {lost}. Set gs://..."
     if settings.deploy.target == "local":
-        yield f"warning: deploy.target is local: {settings.deploy.serving_dir} {lost}. Set kserve, or mount a volume."
+        yield f"warning: deploy.target is local: {settings.deploy.serving_dir} {lost}. Set kserve."

@@ -13,6 +13,7 @@ from components.errors import InputError
 from pipeline.cluster import Cluster, Order
 from pipeline.documents import read_document
 from pipeline.overrides import amend
+from pipeline.resources import nodes_of
 from pipeline.settings import TASKS, Settings
 
 
@@ -45,6 +46,12 @@ def order_again(cluster: Cluster, run_id: str, step: str, overrides: Sequence[st
             f"rl.algorithm.name is {settings.rl.algorithm.name!r}, which learns from other models than "
             f"{was.rl.algorithm.name!r} does: that is another pipeline. Start it with `plumbline submit`."
         )
+    for task in settings.tasks():
+        if (nodes := nodes_of(settings, task)).number > 1 and f"{task}_gpus" in known:
+            raise InputError(
+                f"{nodes.key} is {nodes.number}, and run {run_id} was compiled with 1, so that {task} has one pod with "
+                "its GPUs: that is another pipeline. Start it with `plumbline submit`."
+            )
     name = f"{run.display_name} from {step}"
     ids = (run.experiment_id, version.pipeline_id, version.pipeline_version_id)
     root = run.runtime_config.pipeline_root if run.runtime_config else None

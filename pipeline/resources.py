@@ -6,22 +6,26 @@ by Kubeflow's driver: container fields out of the task's inputs, which makes the
 another image, CPU, memory or number of GPUs runs again), node selector and tolerations out of the pipeline's own,
 which does not. What Kubeflow resolves at compile time alone is fixed: /dev/shm, retries, time-outs, variables, names
 of secrets, the user, and what `sources` and `notify` ask.
+
+A task on several machines is watched from its own pod, which asks for little. What the pods of its TrainJob are is a
+variable of that one, and so fixed too; how many they are is a setting of the step.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 from kfp.dsl.pipeline_channel import PipelineChannel
 
+from components.errors import InputError
+from components.launch import compute_of
 from components.pipeline_run import PIPELINE_RUN
+from components.trainjob import ACCOUNT, CHECKPOINTS, NODES, USER, Nodes, PodSecret
 from pipeline.hardware import RUNS_A_MODEL, TRAINS, TaskResources
 from pipeline.secrets import Secret
 from pipeline.settings import Settings
 
-CHECKPOINTS = "PLUMBLINE_CHECKPOINTS"
-"""The variable that tells a step where its checkpoints are."""
 EXPERIMENT = "MLFLOW_EXPERIMENT_NAME"
 RUN_LABEL = "metadata.labels['pipeline/runid']"
 """Where Kubeflow writes the run's id on every pod. Its placeholder would be a task's input, and no task with another
@@ -29,8 +33,8 @@ input is ever taken from the cache."""
 ALL_ATTEMPTS = "2592000s"
 """What Kubeflow calls the longest back-off is to Argo the time from the first attempt's start to the last one's end: a
 task that ran longer is not tried again, and one that is tried again is stopped then. So it is a month."""
-USER = 10001
-"""The user of our images."""
+WATCHER = TaskResources(cpu="1", memory="2Gi")
+"""What the own pod of a task on several machines asks."""
 Equip = Callable[[str, PipelineTask], None]
 """Puts on a task, by its name, what the place it runs at asks for."""
 
@@ -48,10 +52,48 @@ def asked_of(settings: Settings, task: str) -> TaskResources:
     return asked
 
 
+class NodesOfTask(NamedTuple):
+    """On how many machines a task runs, and the setting that says so."""
+
+    number: int
+    key: str
+
+
+def nodes_of(settings: Settings, task: str) -> NodesOfTask:
+    """On how many machines a task runs."""
+    step = settings.step(task) if task in settings.tasks() else None
+    compute = compute_of(step) if step else None
+    key = f"{task}.training.compute.nodes" if hasattr(step, "training") else f"{task}.compute.nodes"
+    return NodesOfTask(compute.nodes if compute else 1, key)
+
+
+def train_job_of(settings: Settings, task: str) -> Nodes:
+    """What the pods of a task on several machines are. Raises InputError where they could not pass anything on."""
+    nodes, asked = nodes_of(settings, task), asked_of(settings, task)
+    if settings.exchange is None:
+        raise InputError(
+            f"{nodes.key} is {nodes.number} and exchange is not set: inputs and results pass between machines there. "
+            "Set exchange to a folder on gs://, or the key to 1."
+        )
+    hardware = asked.parameters(image_of(settings, task)) | {"gpus": asked.gpus}
+    secrets = [
+        PodSecret(name=secret.name, env=secret.env, mount=secret.mount)
+        for secret in settings.secrets
+        if secret.reaches(task)
+    ]
+    return Nodes(
+        **hardware,
+        shm=asked.shm,
+        exchange=settings.exchange,
+        variables=tuple(settings.environment),
+        secrets=tuple(secrets),
+        image_pull_secrets=settings.image_pull_secrets,
+    )
+
+
 def equip(settings: Settings) -> "Equipment":
     """What puts images, hardware, variables and secrets on the tasks of a pipeline that a cluster runs."""
     return Equipment(settings, {})
-
 
 
 class Equipment:
@@ -64,7 +106,10 @@ class Equipment:
     def parameters(self) -> dict[str, Any]:
         """The run parameters beside the steps' settings, by name: text, a mapping or a list, as the settings say."""
         return {
-            f"{task}_{name}": value for task in self.settings.tasks() for name, value in self._hardware(task).items()
+            f"{task}_{name}": value
+            for task in self.settings.tasks()
+            if nodes_of(self.settings, task).number == 1
+            for name, value in self._hardware(task).items()
         }
 
     def given(self, chosen: Mapping[str, Any]) -> "Equipment":
@@ -72,10 +117,15 @@ class Equipment:
         return Equipment(self.settings, chosen)
 
     def __call__(self, task: str, node: PipelineTask) -> None:
-        """Equip a task."""
+        """Equip a task. Raises InputError as `train_job_of` does."""
         settings, asked = self.settings, asked_of(self.settings, task)
         _place(node, {name: self.chosen.get(f"{task}_{name}", value) for name, value in self._hardware(task).items()})
         _bound(node, asked)
+        if nodes_of(settings, task).number > 1:
+            node.set_env_variable(NODES, train_job_of(settings, task).model_dump_json(exclude_defaults=True))
+            kubernetes.use_field_path_as_env(node, ACCOUNT, "spec.serviceAccountName")
+        elif asked.shm:
+            kubernetes.empty_dir_mount(node, "plumbline-shm", "/dev/shm", medium="Memory", size_limit=asked.shm)
         variables = {EXPERIMENT: settings.name, **settings.environment}
         if settings.checkpoints and task in TRAINS:
             variables[CHECKPOINTS] = settings.checkpoints
@@ -90,9 +140,12 @@ class Equipment:
         kubernetes.set_security_context(node, run_as_user=USER, run_as_non_root=True)
 
     def _hardware(self, task: str) -> dict[str, Any]:
-        """What a run can change of a task."""
-        hardware = asked_of(self.settings, task).parameters(image_of(self.settings, task))
-        return hardware if task in RUNS_A_MODEL else {k: v for k, v in hardware.items() if not k.startswith("gpu")}
+        """Image and hardware of a task's own pod."""
+        alone = nodes_of(self.settings, task).number == 1
+        asked = asked_of(self.settings, task) if alone else WATCHER
+        hardware = asked.parameters(image_of(self.settings, task))
+        with_gpus = alone and task in RUNS_A_MODEL
+        return hardware if with_gpus else {k: v for k, v in hardware.items() if not k.startswith("gpu")}
 
 
 def _place(node: PipelineTask, hardware: Mapping[str, Any]) -> None:
@@ -109,13 +162,11 @@ def _place(node: PipelineTask, hardware: Mapping[str, Any]) -> None:
 
 
 def _bound(node: PipelineTask, asked: TaskResources) -> None:
-    """Set how often and how long a task is tried, and its shared memory."""
+    """Set how often and how long a task is tried."""
     if asked.retries:
         node.set_retry(asked.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=ALL_ATTEMPTS)
     if asked.timeout_s:
         kubernetes.set_timeout(node, asked.timeout_s)
-    if asked.shm:
-        kubernetes.empty_dir_mount(node, "plumbline-shm", "/dev/shm", medium="Memory", size_limit=asked.shm)
 
 
 def _hand_over(node: PipelineTask, secret: Secret) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from components.mlflow_server import NEED
 from components.settings import Group
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -19,7 +20,8 @@ SECRET_WORDS = {
     "WEBHOOK",
 }  # fmt: skip
 OURS = "PLUMBLINE_"
-"""Variables that start like this are set by the pipeline itself; the webhook's address comes from a secret."""
+"""Variables that start like this are set by the pipeline itself; the webhook's address comes from a secret. Whether
+MLflow must answer (NEED) is for a person to say."""
 
 
 def plain(variables: Any) -> Any:
@@ -27,7 +29,7 @@ def plain(variables: Any) -> Any:
     for name, value in variables.items() if isinstance(variables, Mapping) else ():
         if not isinstance(name, str) or not VARIABLE.fullmatch(name):
             raise ValueError(f"has {name!r}, which is no name of a variable; accepted: letters, digits and _.")
-        if name.startswith(OURS):
+        if name.startswith(OURS) and name != NEED:
             raise ValueError(f"has {name}; names that start with {OURS} are the pipeline's own: leave it out.")
         if SECRET_WORDS & set(name.upper().split("_")) and not str(value).startswith("/"):
             raise ValueError(

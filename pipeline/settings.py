@@ -73,6 +73,10 @@ class Settings(Group):
     checkpoints: str | None = Field(None, min_length=1)
     """Where training keeps its checkpoints, so that a task that is tried again continues: a gs:// address, or a folder
     that every attempt sees. Absent, a local run keeps them beside its runs, a cluster's task beside its output."""
+    exchange: str | None = Field(None, pattern=r"^(gs:/)?/[^\s{}]+$")
+    """Where inputs and results of a task with compute.nodes above 1 pass between its machines: a gs:// address, or the
+    absolute path of a folder that the cluster puts into every pod. What lies there is removed when the task ends;
+    checkpoints are kept there, too, where `checkpoints` is absent. Such a task needs it."""
     resources: Resources = Resources()
     """What each task asks of the cluster."""
     images: Images = Images()

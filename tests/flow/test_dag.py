@@ -1,8 +1,10 @@
 """The compiled pipeline: order, gate, parameters, resources, and the committed pipeline.yaml."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from components.errors import InputError
 from pipeline.dag import build
 from pipeline.overrides import resolve
 from pipeline.package import write_package
+from pipeline.plans import plan
+from pipeline.reruns import order_again
 
 ROOT = Path(__file__).parents[2]
 
@@ -208,6 +212,93 @@ def test_retries_time_outs_and_shared_memory_are_fixed_in_the_compiled_pipeline(
     assert "activeDeadlineSeconds" not in pod(spec, "rl")
     (memory,) = pod(spec, "sft")["emptyDirMounts"]
     assert (memory["mountPath"], memory["medium"], memory["sizeLimit"]) == ("/dev/shm", "Memory", "32Gi")
+
+
+SEVERAL = ("rl.compute={nodes: 8, processes: 8, strategy: zero3}", "exchange=gs://bucket/jobs")
+
+
+def test_a_task_on_several_machines_says_what_their_pods_are(tmp_path: Path) -> None:
+    spec = compiled(
+        tmp_path, *SEVERAL, "resources.rl={gpus: 8, gpu_type: amd.com/gpu, cpu: 64, memory: 1Ti, shm: 64Gi}",
+        "resources.rl.node_selector={pool: h100}", "resources.rl.tolerations=[{key: gpu, operator: Exists}]",
+        "images.train=registry/train:1", "environment.HF_HOME=/cache", "image_pull_secrets=[registry]",
+        "secrets=[{name: hub, env: {token: HF_TOKEN}, tasks: [base]}, {name: gcs, mount: /var/secrets/gcs}, "
+        "{name: mlflow, env: {password: MLFLOW_TRACKING_PASSWORD}}]",
+    )  # fmt: skip
+    assert json.loads(environment(spec, "rl")["PLUMBLINE_TRAINJOB"]) == {
+        "image": "registry/train:1",
+        "exchange": "gs://bucket/jobs",
+        "gpus": 8,
+        "gpu_type": "amd.com/gpu",
+        "cpu": "64",
+        "memory": "1Ti",
+        "shm": "64Gi",
+        "node_selector": {"pool": "h100"},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        "variables": ["HF_HOME"],
+        "secrets": [
+            {"name": "gcs", "mount": "/var/secrets/gcs"},
+            {"name": "mlflow", "env": {"password": "MLFLOW_TRACKING_PASSWORD"}},
+        ],
+        "image_pull_secrets": ["registry"],
+    }
+    assert "{{" not in environment(spec, "rl")["PLUMBLINE_TRAINJOB"]  # Argo would look for a parameter there
+    account = {"name": "PLUMBLINE_SERVICE_ACCOUNT", "fieldPath": "spec.serviceAccountName"}
+    assert account in pod(spec, "rl")["fieldPathAsEnv"]
+    for task in ("sft", "reward", "evaluate"):
+        assert "PLUMBLINE_TRAINJOB" not in environment(spec, task)
+
+
+def test_the_own_pod_of_a_task_on_several_machines_asks_for_little(tmp_path: Path) -> None:
+    spec = compiled(
+        tmp_path, *SEVERAL, "resources.rl={gpus: 8, node_selector: {pool: h100}, retries: 4, timeout_s: 900}",
+        "resources.rl.image=registry/rl:2", "resources.rl.tolerations=[{key: gpu, operator: Exists}]",
+    )  # fmt: skip
+    asked = container(spec, "rl")
+    assert asked["image"] == "registry/rl:2"  # the pods': another image is another result
+    assert asked["resources"]["resourceCpuLimit"] == "1" and asked["resources"]["resourceMemoryLimit"] == "2Gi"
+    assert "accelerator" not in asked["resources"]
+    assert "nodeSelector" not in pod(spec, "rl") and "emptyDirMounts" not in pod(spec, "rl")
+    assert "h100" not in str(pod(spec, "rl")) and "gpu" not in str(pod(spec, "rl"))
+    assert nodes(spec)["rl"]["retryPolicy"]["maxRetryCount"] == 4
+    assert pod(spec, "rl")["activeDeadlineSeconds"] == "900"
+    # what cannot be changed when the run starts is no parameter of it
+    assert [name for name in parameters(spec) if name.startswith("rl")] == ["rl"]
+    assert [name for name in parameters(spec) if name.startswith("sft_gpu")] == ["sft_gpu_type", "sft_gpus"]
+
+
+@pytest.mark.parametrize("task", ["base", "sft", "reward", "cost"])
+def test_every_task_that_trains_can_be_on_several_machines(tmp_path: Path, task: str) -> None:
+    spec = compiled(tmp_path, f"{task}.training.compute.nodes=2", "exchange=/shared/jobs")
+    with_pods = {name for name in set(nodes(spec)) - GROUPS if "PLUMBLINE_TRAINJOB" in environment(spec, name)}
+    assert with_pods == {task}
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("rl.compute.nodes=2", r"rl\.compute\.nodes"), ("sft.training.compute.nodes=2", r"sft\.training\.compute\.nodes")],
+)
+def test_several_machines_need_an_exchange_and_a_cluster(tmp_path: Path, override: str, key: str) -> None:
+    with pytest.raises(InputError, match=rf"^{key} is 2 and exchange is not set: .* Set exchange to a folder on gs://"):
+        compiled(tmp_path, override)
+    assert not (tmp_path / "pipeline.yaml").exists()
+    with pytest.raises(InputError, match=rf"^{key} is 2, and a run on this machine has one\. .*`plumbline submit`"):
+        plan(resolve([Path("default")], [override]))
+
+
+def test_a_rerun_has_another_number_of_machines_where_it_was_compiled_with_several(tmp_path: Path) -> None:
+    def again(*overrides: str) -> Any:
+        run = SimpleNamespace(
+            display_name="hh", experiment_id="e", runtime_config=None, service_account=None,
+            pipeline_version_reference=SimpleNamespace(pipeline_id="p", pipeline_version_id="v"),
+        )  # fmt: skip
+        spec = compiled(tmp_path, *overrides)
+        cluster: Any = SimpleNamespace(run=lambda run_id: run, spec=lambda run: spec)
+        return order_again(cluster, "run-1", "rl", ["rl.compute.nodes=3"])
+
+    assert again("rl.compute.nodes=2", "exchange=gs://bucket/jobs").parameters["rl"]["compute"]["nodes"] == 3
+    with pytest.raises(InputError, match=r"^rl\.compute\.nodes is 3, and run run-1 was compiled with 1, .*submit"):
+        again()
 
 
 def test_every_task_runs_as_our_images_user_and_knows_kubeflows_id_of_the_run(tmp_path: Path) -> None:

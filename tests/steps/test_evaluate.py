@@ -185,6 +185,7 @@ def test_a_rejected_policy_is_a_result_and_not_an_error(world: dict[str, Any]) -
         "value": metrics["eval/win_rate"],
         "bound": {"min": 0.0},
         "at": "mean",
+        "over": "",
         "passed": True,
     }
     assert not second["passed"] and second["value"] == report["intervals"]["eval/cost"]["high"]

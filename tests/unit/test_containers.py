@@ -318,10 +318,10 @@ def test_a_podman_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_command_asks_for_the_package_that_speaks_with_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.cli import _contained
+    from pipeline.plans import contained
 
     monkeypatch.setitem(sys.modules, "docker", None)
     for name in ("pipeline.containers", "pipeline.engine"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(InputError, match=r"pip install 'plumbline\[containers\]'"):
-        _contained(Settings(), Path("runs"), "none")
+        contained(Settings(), Path("runs"), "none")

@@ -72,6 +72,8 @@ def test_a_toleration_is_written_without_what_is_empty() -> None:
         ("resources.rl.retries=9", r"resources\.rl\.retries is 9; accepted: less than or equal to 8"),
         ("resources.rl.timeout_s=-5", r"resources\.rl\.timeout_s is -5"),
         ("resources.rl.gpu=8", r"did you mean resources\.rl\.gpus\?"),
+        ("exchange=jobs", r"exchange is 'jobs'; accepted: text that matches"),
+        ("exchange=s3://jobs", r"exchange is 's3://jobs'"),
         ("image_pull_secrets=[No_Name]", r"image_pull_secrets\.0 is 'No_Name'"),
     ],
 )
@@ -122,10 +124,12 @@ def test_a_variable_set_twice_is_refused() -> None:
 def test_plain_variables_are_kept_and_numbers_become_text() -> None:
     given = ["environment.MLFLOW_TRACKING_URI=http://mlflow:5000", "environment.TOKENIZERS_PARALLELISM=0"]
     given += ["environment.GOOGLE_APPLICATION_CREDENTIALS=/var/secrets/gcs/key.json"]
+    given += ["environment.PLUMBLINE_MLFLOW=optional"]
     assert settings(*given).environment == {
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
         "TOKENIZERS_PARALLELISM": "0",
         "GOOGLE_APPLICATION_CREDENTIALS": "/var/secrets/gcs/key.json",
+        "PLUMBLINE_MLFLOW": "optional",
     }
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from components.artifacts import write_json
 from components.errors import InputError
-from pipeline import local
 from pipeline.cli import main
 from pipeline.documents import read_document, write_document
 from pipeline.history import show
@@ -100,7 +99,7 @@ def test_a_local_run_is_found_by_its_folder_and_run_again_here(
     monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
     monkeypatch.chdir(folder.path.parents[1])
     plans: list[Plan] = []
-    monkeypatch.setattr(local, "run", lambda plan, runs_dir, screen: plans.append(plan) or 3)
+    monkeypatch.setattr("pipeline.plans.run", lambda plan, runs_dir, screen, runner: plans.append(plan) or 3)
 
     def go(*arguments: str) -> tuple[Any, str]:
         monkeypatch.setattr(sys, "argv", ["plumbline", *arguments])
@@ -113,3 +112,6 @@ def test_a_local_run_is_found_by_its_folder_and_run_again_here(
     code, out = go("status", folder.run_id)
     assert code == 0 and "running for" in out
     assert go("logs", "latest", "preprocess") == (0, "reading\n90 rows\n")
+    for command in (["rerun", "latest", "--step", "rl"], ["status", "latest"]):
+        assert go(*command, "--wait")[0] == 2  # who started it sees it to its end
+    assert go("rerun", "elsewhere", "--step", "rl", "--containers")[0] == 2

@@ -27,7 +27,7 @@ VOCABULARY = {f"components.{name}" for name in ("settings", "records", "errors")
 LAUNCHERS = {"components.launch", "components.__main__"}
 LIGHT = (
     "artifacts", "champion", "launch", "mlflow_run", "mlflow_server", "outbox", "outputs", "parsing", "pipeline_run",
-    "sources", "storage", "termination", "tracking", "webhook",
+    "sources", "storage", "termination", "tracking", "trainjob", "webhook",
 )
 OPEN_TO_PIPELINE = VOCABULARY | {f"components.{name}" for name in LIGHT}
 HEAVY = {

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -206,7 +205,7 @@ def test_the_cost_critic_has_a_loss_of_its_own_around_the_rollout_s_values() -> 
     batch = algorithm.targets(rollout())
     assert batch.cost_values is not None and batch.cost_returns is not None
     still = Forward(batch.logprobs, torch.zeros(3, 4), batch.values, batch.cost_values)
-    perfect = replace(still, cost_values=batch.cost_returns)
+    perfect = still._replace(cost_values=batch.cost_returns)
     (before, means), (after, moved) = (algorithm.loss(batch, forward) for forward in (still, perfect))
     gaps = (batch.cost_returns - batch.cost_values)[batch.mask].abs()
     assert means["loss/cost_value"] == pytest.approx((gaps.square().sum().item() / 2, 9), rel=1e-4)

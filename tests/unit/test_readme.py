@@ -1,8 +1,8 @@
-"""README.md against the disk: its tree names every file and no other, and the commands it shows exist.
+"""README.md against the disk: its tree names every file and no other. The commands that guides show exist.
 
 The tree is the ```text block under the heading "The tree", a line per file: name, then what it is for.
 Commands are the lines of ```bash blocks; a block after `<!-- run -->` is also run, in a temporary folder
-that has pipeline/ and .venv/ in it.
+that has pipeline/ and .venv/ in it. Settings are the ```yaml blocks.
 """
 
 import importlib.util
@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+GUIDES = ("README.md", "pipeline/README.md", "containers/README.md")
 FOLDERS = ("pipeline", "components", "containers", "tests", "benchmarks", ".ci")
 ELSEWHERE = {"cd", "cat", "curl", "docker", "export", "gcloud", "git", "kubectl", "ls", "open", "source"}
 FENCE = re.compile(
@@ -119,14 +120,18 @@ def make_targets(makefile: str) -> set[str]:
 
 @cache
 def help_text(subcommand: str) -> str | None:
-    """What `plumbline <subcommand> --help` prints, None where there is no such sub-command."""
+    """What `plumbline <subcommand> --help` prints, and that of commands below it; None without such a sub-command."""
+    from typer.main import get_command
     from typer.testing import CliRunner
 
     from pipeline.cli import app
 
     wide = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
-    result = CliRunner().invoke(app, [subcommand, "--help"], env=wide)
-    return result.output if result.exit_code == 0 else None
+    below = getattr(getattr(get_command(app), "commands", {}).get(subcommand), "commands", {})
+    shown = [
+        CliRunner().invoke(app, [subcommand, *words, "--help"], env=wide) for words in ([], *([name] for name in below))
+    ]
+    return "".join(result.output for result in shown) if shown[0].exit_code == 0 else None
 
 
 def objection(words: list[str], makefile: str) -> str | None:
@@ -164,6 +169,11 @@ def readme() -> str:
     return (ROOT / "README.md").read_text("utf-8")
 
 
+def scripts(guide: str, language: str) -> list[str]:
+    text = (ROOT / guide).read_text("utf-8")
+    return [block.body for block in blocks(text) if block.language == language]
+
+
 def marked_scripts() -> list[str]:
     return [block.body for block in blocks(readme()) if block.language == "bash" and block.run]
 
@@ -179,12 +189,29 @@ def test_every_file_of_the_tree_has_a_comment() -> None:
     assert not [path for path, comment in tree_entries(readme()).items() if not comment]
 
 
-def test_every_command_of_the_readme_exists() -> None:
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_command_of_a_guide_exists(guide: str) -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    scripts = [block.body for block in blocks(readme()) if block.language == "bash"]
-    typed = [words for script in scripts for words in commands(script)]
-    assert {("make", "run"), ("make", "test")} <= {tuple(words[:2]) for words in typed}
+    typed = [words for script in scripts(guide, "bash") for words in commands(script)]
+    assert len(typed) >= 5
     assert not [f"{shlex.join(words)}: {reason}" for words in typed if (reason := objection(words, makefile))]
+
+
+def test_the_readme_begins_with_the_two_commands() -> None:
+    typed = [tuple(words) for script in scripts("README.md", "bash") for words in commands(script)]
+    assert typed[:2] == [("make", "run"), ("make", "test")]
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_the_settings_of_a_guide_are_accepted(guide: str, tmp_path: Path) -> None:
+    from pipeline.overrides import resolve
+
+    shown = scripts(guide, "yaml")
+    assert shown
+    for number, settings in enumerate(shown):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(settings, "utf-8")
+        resolve([path])
 
 
 @pytest.mark.parametrize("script", marked_scripts())
@@ -281,6 +308,7 @@ def test_files_on_disk_leaves_out_what_is_empty_or_made(tmp_path: Path) -> None:
         ("cat pipeline/configs/no_such.yaml", "no such file: pipeline/configs/no_such.yaml"),
         ("plumbline nonsense", "no such sub-command of plumbline: nonsense"),
         ("plumbline run --nonsense", "plumbline run has no option --nonsense"),
+        ("plumbline schedule --nonsense", "plumbline schedule has no option --nonsense"),
     ],
 )
 def test_a_command_that_does_not_exist_is_seen(command: str, reason: str) -> None:
@@ -289,7 +317,10 @@ def test_a_command_that_does_not_exist_is_seen(command: str, reason: str) -> Non
 
 @pytest.mark.parametrize(
     "command",
-    ["make run", "make -j2 run ARGS=x", "plumbline run --help", ".venv/bin/python -m pytest", ".ci/run"],
+    [
+        "make run", "make -j2 run ARGS=x", "plumbline run --help", "plumbline schedule --every 1d",
+        ".venv/bin/python -m pytest", ".ci/run",
+    ],
 )
 def test_a_command_that_exists_passes(command: str) -> None:
     assert objection(command.split(), "run: setup\n\tplumbline run\n") is None
