@@ -8,6 +8,7 @@ import pytest
 from components.models import load_policy, with_lora
 from components.rl.settings import RLSettings
 from components.settings import Compute, Generation, Lora, Training
+from pipeline.hardware import amount
 from pipeline.memory import NARROW, SHAPES, WIDE, Shape, rl_memory, table, training_memory
 from pipeline.overrides import CONFIGS, resolve
 from pipeline.settings import Settings
@@ -129,7 +130,7 @@ def test_the_7b_settings_fit_eight_gpus_of_80_gb() -> None:
     assert 40e9 < rl_memory(chosen.rl, MISTRAL_7B).peak < GPU
     for step in (chosen.sft, chosen.reward, chosen.cost):
         found = training_memory(step.training, step.lora, MISTRAL_7B)
-        assert 30e9 < found.peak < GPU and found.host < 512 * 2**30
+        assert 30e9 < found.peak < GPU and found.host < amount(chosen.resources.sft.memory)
     alone = chosen.rl.model_copy(update={"share_backbone": False, "lora": Lora()})
     assert rl_memory(alone, MISTRAL_7B).peak > 2 * GPU  # so that it is the settings that make it fit
 
@@ -142,12 +143,15 @@ def large() -> Settings:
 def test_the_70b_settings_take_64_gpus_of_80_gb(large: Settings) -> None:
     training = [step.training.compute for step in (large.sft, large.reward, large.cost)]
     assert {(compute.nodes, compute.processes) for compute in training} == {(8, 8)}
+    asked = large.resources.sft
+    assert large.resources.reward == large.resources.cost == large.resources.rl == asked and asked.gpus == 8
     assert (large.rl.compute.nodes, large.rl.compute.processes) == (7, 8)  # and a machine of 8 for the server
     assert large.rl.prompts_per_rollout % 56 == 0 == large.rl.minibatch_size % 56
     peaks = [training_memory(step.training, step.lora, LLAMA_70B) for step in (large.sft, large.reward, large.cost)]
     for found in (*peaks, rl_memory(large.rl, LLAMA_70B)):
         assert 35e9 < found.peak < GPU
         assert 282e9 < found.host < 283e9  # the whole policy, where it is collected
+        assert found.host + amount(asked.shm) < amount(asked.memory) / 2  # beside eight processes
     assert NARROW * LLAMA_70B.parameters() / 8 < 18e9 < GPU  # in bfloat16 on each of the server's GPUs
 
 
