@@ -64,8 +64,7 @@ class Lesson:
 def train_member(lesson: Lesson, number: int, keep: Callable[[Any, ModelCard], None]) -> Metrics:
     """Train member `number` (0 is the first); returns its held-out metrics and its normalisation.
 
-    `keep` saves the model with its adapters, which it may merge; what SIGTERM breaks off of that is done again by the
-    next start.
+    `keep` saves the model with its adapters; what SIGTERM breaks off of that is done again by the next start.
     """
     settings, objective, ranks = lesson.settings, lesson.objective, join()
     seed = settings.seed + STRIDE * number

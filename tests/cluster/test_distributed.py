@@ -143,6 +143,7 @@ def sft_jobs(tmp_path_factory: pytest.TempPathFactory, data_folder: Path, policy
     jobs["lora"] = job_in(folder / "lora", "sft", sft(1, two(strategy="zero3"), lora=Lora(rank=2)), **inputs)
     less = two(strategy="zero3", gradient_checkpointing=True)
     jobs["checkpointing"] = job_in(folder / "checkpointing", "sft", sft(1, less), **inputs)
+    jobs["both"] = job_in(folder / "both", "sft", sft(1, less, lora=Lora(rank=2)), **inputs)
     narrow = two(strategy="zero3").model_copy(update={"dtype": "bf16"})
     jobs["bf16"] = job_in(folder / "bf16", "sft", sft(1, narrow), **inputs)
     together(list(jobs.values()), folder)
@@ -160,8 +161,9 @@ def test_sft_in_two_processes_is_sft_in_one_with_twice_the_accumulation(sft_jobs
     assert_same(sft_jobs["one"], sft_jobs[name])
 
 
-def test_adapters_train_alike_where_the_weights_below_them_lie_in_parts(sft_jobs: dict[str, Job]) -> None:
-    assert_same(sft_jobs["one-lora"], sft_jobs["lora"])
+@pytest.mark.parametrize("name", ["lora", "both"])
+def test_adapters_train_alike_where_the_weights_below_them_lie_in_parts(sft_jobs: dict[str, Job], name: str) -> None:
+    assert_same(sft_jobs["one-lora"], sft_jobs[name])
 
 
 def test_activations_are_computed_again_where_weights_lie_in_parts(sft_jobs: dict[str, Job]) -> None:
@@ -175,7 +177,7 @@ def test_bf16_computes_in_bf16_where_weights_lie_in_parts(sft_jobs: dict[str, Jo
     assert abs(shared[0] - wide[0]) > 10 * abs(shared[0] - one[0])
 
 
-@pytest.mark.parametrize("name", ["zero3", "zero3-offload", "lora", "checkpointing"])
+@pytest.mark.parametrize("name", ["zero3", "zero3-offload", "lora", "checkpointing", "both"])
 def test_no_process_ever_has_more_than_a_layer_of_divided_weights(
     sft_jobs: dict[str, Job], policy_folder: Path, name: str
 ) -> None:
@@ -237,7 +239,8 @@ def rl_jobs(
     jobs |= {name: job_in(folder / name, "rl", settings, **rl_inputs) for name, settings in others.items()}
     lora = {"lora": Lora(rank=2), "share_backbone": True}
     jobs["lora"] = job_in(folder / "lora", "rl", ppo_lag(two(strategy="zero3"), **lora), **guests)
-    jobs["served"] = job_in(folder / "served", "rl", ppo_lag(two(strategy="zero3"), **lora, **served), **guests)
+    less = two(strategy="zero3", gradient_checkpointing=True)
+    jobs["served"] = job_in(folder / "served", "rl", ppo_lag(less, **lora, **served), **guests)
     together(list(jobs.values()), folder)
     singles = {
         "one": ppo_lag(ONE),
