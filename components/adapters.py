@@ -16,24 +16,65 @@ from torch import Tensor, nn
 
 from components.artifacts import read_json, write_json
 from components.errors import InputError
+from components.gathering import copied, gathered
+from components.ranks import is_first
 
 OWN = "default"
 """The name of a model's own adapter; PEFT's default."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD = "base_model.model.score.weight"
 """A scalar model's head, which PEFT saves with the adapter that it was trained with."""
+ADAPTED = ".base_layer.weight"
+"""Behind the name of a layer with adapters: its own weight."""
 
 
-def write_adapter(model: Any, folder: Path) -> None:
-    """Write the model's own adapter, and the head trained with it, as PEFT does; equal weights make equal files.
+def has_adapters(model: Any) -> bool:
+    """Whether PEFT has put adapters on the model."""
+    return hasattr(model, "peft_config")
+
+
+def base_of(model: Any) -> Any:
+    """The Hugging Face model below the adapters; the model itself where it has none."""
+    return model.get_base_model() if has_adapters(model) else model
+
+
+@torch.no_grad()
+def merged_tensors(model: Any) -> dict[str, Tensor]:
+    """What the model is saved as: weights by name on the CPU, its own adapter merged into them, without guests.
+
+    The model stays as it is. Where its weights lie in parts, one layer after the other is gathered, and the first
+    process alone has the result.
+    """
+    base, found = base_of(model), dict[str, Tensor]()
+    plain: dict[str, Tensor] = {}
+    for name, tensor in base.state_dict(keep_vars=True).items():
+        if (saved := _saved_name(name)) is None:
+            continue
+        if not name.endswith(ADAPTED):
+            plain[saved] = tensor
+            continue
+        layer = base.get_submodule(name.removesuffix(ADAPTED))
+        with gathered([tensor, layer.lora_A[OWN].weight, layer.lora_B[OWN].weight]):
+            if is_first():
+                found[saved] = (tensor + layer.get_delta_weight(OWN)).cpu()
+    return found | copied(plain)
+
+
+def adapter_tensors(model: Any) -> dict[str, Tensor]:
+    """The weights of the model's own adapter, and of the head trained with it, by PEFT's names; else as `copied`."""
+    return copied({name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if f".{OWN}." in name})
+
+
+def write_adapter(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write `adapter_tensors` as PEFT does; equal weights make equal files.
 
     PEFT itself writes where the base model was loaded from, its own version and sets in random order.
     """
     from peft import get_peft_model_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = get_peft_model_state_dict(model, adapter_name=OWN, save_embedding_layers=False)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    tensors = get_peft_model_state_dict(model, tensors, adapter_name=OWN, save_embedding_layers=False)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
     stated = model.peft_config[OWN].to_dict() | {"base_model_name_or_path": None, "inference_mode": True}
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in stated.items()}
     write_json(folder / CONFIG, {key: plain[key] for key in sorted(plain) if key != "peft_version"})
@@ -98,6 +139,19 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor]]:
         return LoraConfig.from_peft_type(**(stated | reader)), load_file(folder / WEIGHTS)
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise _unusable(folder, str(error).strip().partition("\n")[0]) from None
+
+
+def _saved_name(name: str) -> str | None:
+    """What a tensor of a model with adapters is called without them; None for what is then not there."""
+    parts = name.split(".")
+    if "original_module" in parts or any(part.startswith("lora_") for part in parts):
+        return None
+    if "modules_to_save" in parts:
+        place = parts.index("modules_to_save")
+        if parts[place + 1] != OWN:
+            return None
+        del parts[place : place + 2]
+    return ".".join(part for part in parts if part != "base_layer")
 
 
 def _unusable(folder: Path, reason: str) -> InputError:

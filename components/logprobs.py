@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from components.gathering import gathered
 from components.packed import Packed, Row, backbone, pack, rows_of
 from components.products import outer, product
 
@@ -77,7 +78,8 @@ def token_logprobs(
         hidden = output.hidden_states[-1].flatten(0, 1)[packed.before] if with_hidden else None
         return _statistics(logits, packed.taken, temperature), hidden
     hidden = backbone(model)(**packed.inputs())[0].flatten(0, 1)[packed.before]
-    chosen = _Taken.apply(hidden, layer.weight, packed.taken, temperature)  # type: ignore[no-untyped-call]
+    with gathered([layer.weight]):  # ZeRO's hooks bring it only for a pass through all that is trained
+        chosen = _Taken.apply(hidden, layer.weight, packed.taken, temperature)  # type: ignore[no-untyped-call]
     return Tokens(*chosen), hidden
 
 

@@ -13,16 +13,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from components.adapters import OWN, write_adapter
+from components.adapters import adapter_tensors, base_of, has_adapters, merged_tensors, write_adapter
 from components.artifacts import ADAPTER, LANGUAGE_MODELS, MEMBERS, ModelCard, read_json, write_manifest
 from components.blocks import slim
 from components.errors import InputError
+from components.gathering import gathered
 from components.packed import Packed, backbone, pack, whole_rows
 from components.products import quicken
-from components.ranks import join
+from components.ranks import Ranks, join
 from components.settings import Lora
 from components.tokens import Tokenizer, load_tokenizer, template_digest
-from components.zero import whole
+from components.zero import divided
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -37,8 +38,10 @@ def autocast(dtype: str) -> AbstractContextManager[Any]:
     return torch.autocast(device().type, torch.bfloat16) if dtype == "bf16" else nullcontext()
 
 
-def load_policy(folder: Path, dtype: str = "fp32") -> Any:
+def load_policy(folder: Path, dtype: str = "fp32", *, divide: bool = False) -> Any:
     """The causal language model in `folder`, in eval mode, dropout off, on this process's device.
+
+    To `divide` it is to keep a part of every weight alone, as all processes that were started together do (ZeRO-3).
 
     Raises InputError when the folder does not hold one in safetensors.
     """
@@ -50,7 +53,8 @@ def load_policy(folder: Path, dtype: str = "fp32") -> Any:
             f"{folder}: config.json says architectures {', '.join(stated)}: saved without a language-model head, which "
             "would be random. Take the folder of a causal language model."
         )
-    model = _load(AutoModelForCausalLM, folder, dtype)
+    with torch.random.fork_rng(devices=[]):  # a tied head that is divided is drawn at random before it is tied
+        model = _load(AutoModelForCausalLM, folder, dtype, divide)
     disable_dropout(model)
     return model.eval().to(device())
 
@@ -80,7 +84,8 @@ class ScalarModel(nn.Module):
                 f"{type(model).__name__} has no linear head named 'score'; plumbline reads scalar models of the "
                 "Llama, Mistral, Qwen, Gemma and GPT-2 families."
             )
-        model.score.float()
+        with gathered([model.score.weight]):
+            model.score.weight = nn.Parameter(model.score.weight.detach().float().clone())  # PEFT copies it
         self.model, self.mean, self.std = model, mean, std
 
     def forward(self, packed: Packed, places: Tensor) -> Tensor:
@@ -102,8 +107,10 @@ def normalised(head: nn.Module, hidden: Tensor, mean: float, std: float) -> Tens
     return (raw - mean) / std
 
 
-def load_scalar(folder: Path, dtype: str = "fp32") -> ScalarModel:
+def load_scalar(folder: Path, dtype: str = "fp32", *, divide: bool = False) -> ScalarModel:
     """The reward or cost model in `folder`, normalised as its card says, in eval mode, dropout off.
+
+    To `divide` it is as in `load_policy`, but for the head, of which every process has all.
 
     Raises InputError when the folder holds a policy: it would get a head of random weights.
     """
@@ -112,19 +119,21 @@ def load_scalar(folder: Path, dtype: str = "fp32") -> ScalarModel:
     card = ModelCard.read(folder)
     if card.kind == "policy":
         raise InputError(f"{folder}: card.json says kind 'policy'; accepted: a reward or cost model's folder.")
-    model = _load(AutoModelForSequenceClassification, folder, dtype)
+    model = _load(AutoModelForSequenceClassification, folder, dtype, divide)
     disable_dropout(model)
     return ScalarModel(model, card.score_mean, card.score_std).eval().to(device())
 
 
-def scalar_from_policy(folder: Path) -> ScalarModel:
-    """A scalar model on the policy's backbone, its head at zero: every first score is 0 and no pair is preferred."""
+def scalar_from_policy(folder: Path, *, divide: bool = False) -> ScalarModel:
+    """A scalar model on the policy's backbone, its head at zero: every first score is 0 and no pair is preferred.
+
+    To `divide` it is as in `load_scalar`.
+    """
     from transformers import AutoModelForSequenceClassification
 
     tokenizer = load_tokenizer(folder)
-    model = _load(
-        AutoModelForSequenceClassification, folder, "fp32", num_labels=1, pad_token_id=tokenizer.pad_token_id
-    )
+    config = {"num_labels": 1, "pad_token_id": tokenizer.pad_token_id}
+    model = _load(AutoModelForSequenceClassification, folder, "fp32", divide, **config)
     scalar = ScalarModel(model)
     nn.init.zeros_(model.score.weight)
     disable_dropout(model)
@@ -159,29 +168,14 @@ def save_model(
     A scalar model with adapters is also written apart from its base, in adapter/: its adapter and its head.
     `members`, models trained alike, are written below it as members/1 and so on, in the same form but under the one
     manifest. Returns the folder's digest, which depends on content alone. Where several processes train, all of them
-    call it and the first one writes.
+    call it and the first one writes: weights that lie in parts come together on its CPU, one layer after the other.
     """
-
-    def written() -> str:
-        if folder.exists():
-            shutil.rmtree(folder)
-        _write(model, tokenizer, folder, card)
-        for number, (member, its_card) in enumerate(members, start=1):
-            _write(member, tokenizer, folder / MEMBERS / str(number), its_card)
-        return write_manifest(folder, card.kind, settings=settings, parents=parents)
-
-    with whole(model):
-        return join().first(written)
-
-
-def merged(model: Any) -> Any:
-    """The model with its own adapter merged into its weights, and without guests; itself when it has no adapters."""
-    return model.merge_and_unload(adapter_names=[OWN]) if has_adapters(model) else model
-
-
-def has_adapters(model: Any) -> bool:
-    """Whether PEFT has put adapters on the model."""
-    return hasattr(model, "peft_config")
+    ranks = join()
+    ranks.first(lambda: shutil.rmtree(folder) if folder.exists() else None)
+    _write(model, tokenizer, folder, card, ranks)
+    for number, (member, its_card) in enumerate(members, start=1):
+        _write(member, tokenizer, folder / MEMBERS / str(number), its_card, ranks)
+    return ranks.first(lambda: write_manifest(folder, card.kind, settings=settings, parents=parents))
 
 
 def policy_card(base: str, step: str, tokenizer: Tokenizer) -> ModelCard:
@@ -196,24 +190,32 @@ def _architectures(folder: Path) -> list[str]:
     return list(read_json(folder / "config.json").get("architectures") or [])
 
 
-def _write(model: Any, tokenizer: Tokenizer, folder: Path, card: ModelCard) -> None:
-    try:
-        if card.kind != "policy" and has_adapters(model):
-            write_adapter(model, folder / ADAPTER)
-        merged(model).save_pretrained(str(folder), safe_serialization=True)
-    except SafetensorError as error:  # what its writer makes of a full disk
-        raise InputError(f"{folder}: the model cannot be written: {error}. Make room there and start again.") from error
-    tokenizer.save_pretrained(str(folder))
-    card.write(folder)
+def _write(model: Any, tokenizer: Tokenizer, folder: Path, card: ModelCard, ranks: Ranks) -> None:
+    apart = adapter_tensors(model) if card.kind != "policy" and has_adapters(model) else None
+    tensors = merged_tensors(model)
+
+    def written() -> None:
+        try:
+            if apart is not None:
+                write_adapter(model, apart, folder / ADAPTER)
+            base_of(model).save_pretrained(str(folder), state_dict=tensors, safe_serialization=True)
+        except SafetensorError as error:  # what its writer makes of a full disk
+            raise InputError(
+                f"{folder}: the model cannot be written: {error}. Make room there and start again."
+            ) from error
+        tokenizer.save_pretrained(str(folder))
+        card.write(folder)
+
+    ranks.first(written)
 
 
-def _load(auto_class: Any, folder: Path, dtype: str, **config: Any) -> Any:
+def _load(auto_class: Any, folder: Path, dtype: str, divide: bool, **config: Any) -> Any:
     """from_pretrained on a local folder: safetensors only, no remote code."""
     _architectures(folder)
+    given = {"dtype": TORCH_DTYPES[dtype], "use_safetensors": True, "trust_remote_code": False} | config
     try:
-        model = auto_class.from_pretrained(
-            str(folder), dtype=TORCH_DTYPES[dtype], use_safetensors=True, trust_remote_code=False, **config
-        )
+        with divided() if divide else nullcontext():
+            model = auto_class.from_pretrained(str(folder), **given)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{folder}: the model cannot be loaded ({reason}). Weights must be in safetensors.") from None

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from components.gathering import shape_of
 from components.settings import Optimizer
 
 MAIN = ""
@@ -29,7 +30,7 @@ def parameter_groups(model: nn.Module, settings: Mapping[str, Optimizer]) -> lis
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             network = name.partition(".")[0] if name.partition(".")[0] in settings else MAIN
-            groups.setdefault((network, parameter.ndim > 1), []).append(parameter)
+            groups.setdefault((network, len(shape_of(parameter)) > 1), []).append(parameter)
     return [
         {
             "network": network,

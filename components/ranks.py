@@ -119,7 +119,7 @@ class Alone:
     @contextmanager
     def repeatable(self, watch: Watch, state: Callable[[], State], save: Callable[[State], None]) -> Iterator[None]:
         """SIGTERM breaks off what is inside at once, and `save` gets the state before it."""
-        before = state()  # of everything: what is broken off may have drawn random numbers, or merged adapters
+        before = state()  # of everything: what is broken off may have drawn random numbers
         try:
             with watch.interruptible():
                 yield

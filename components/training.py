@@ -61,12 +61,14 @@ def fit(
     finish: Callable[[Metrics], object],
     prefix: str = "",
     ranks: Ranks = ALONE,
+    begin: Callable[[], object] = lambda: None,
 ) -> Metrics:
     """Train `model` on `rows`; returns the last evaluation and the training metrics, which `finish` gets first.
 
     `finish` saves what was learned; the checkpoints stay until the caller clears them. `prefix` stands before the
     names of the metrics that are tracked, where one step trains several models. `ranks` are the processes that call it
-    together, each of which learns from some micro-batches of every update.
+    together, each of which learns from some micro-batches of every update. `begin` is called once the weights lie where
+    they are trained, as they were given, also where a checkpoint follows.
 
     Continues from the newest checkpoint where there is one. The order of the rows depends on the seed alone. Raises
     Terminated after SIGTERM, once a checkpoint holds all that was learned, the update at hand with it; an evaluation
@@ -74,6 +76,7 @@ def fit(
     """
     plan = list(_plan(objective, rows, settings, seed, ranks.size))
     updater = Updater(model, settings.optimizer, settings.compute, len(plan), ranks=ranks)
+    begin()
     with termination.watch() as watch:
         course = _Course(label, updater, settings.eval_every, evaluate, checkpoints, watch, prefix)
         course.resume()

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from components.engines import Groups, Judge, optimizer_states
+from components.gathering import shape_of
 from components.group import BUCKET
 from components.ranks import Ranks
 from components.settings import Compute
 
-HELD = "held as a whole"
-"""Among what uses a parameter, so that no forward pass gives it back meanwhile."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a weight, beside the number of steps."""
 
@@ -36,7 +35,7 @@ class Zero:
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.ranks, self.stage, self.offload = ranks, int(compute.strategy.removeprefix("zero")), compute.offload
-        trained = sum(p.numel() for group in groups for p in group["params"])
+        trained = sum(math.prod(shape_of(p)) for group in groups for p in group["params"])
         adam = torch.optim.AdamW(groups, fused=True)
         self.engine, self.zero, *_ = deepspeed.initialize(
             model=model, optimizer=adam, config=_config(self.stage, compute.offload)
@@ -86,7 +85,7 @@ class Zero:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of what `state` has below `model.`, as a whole."""
-        trained = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._trained()}
+        trained = {name: shape_of(p) for name, p in self._trained()}
         return trained | {name: tuple(buffer.shape) for name, buffer in self._buffers()}
 
     @torch.no_grad()
@@ -196,25 +195,19 @@ class Zero:
 
 
 @contextmanager
-def whole(module: nn.Module) -> Iterator[None]:
-    """The weights of a module in full, for what reads them directly; where they lie in parts, they are gathered.
+def divided() -> Iterator[None]:
+    """What transformers loads inside is divided as it comes: no process ever has more than a layer in full.
 
-    Every process enters it together. Forward passes inside need no other process. Changes are lost.
+    The first process reads the files, in place; each keeps its part of every weight on its device.
     """
-    parted: list[Any] = [p for p in module.parameters() if HELD not in getattr(p, "ds_active_sub_modules", (HELD,))]
-    if not parted:
-        yield
-        return
-    import deepspeed
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    with deepspeed.zero.GatheredParameters(parted):
-        for parameter in parted:
-            parameter.ds_active_sub_modules.add(HELD)
-        try:
-            yield
-        finally:
-            for parameter in parted:
-                parameter.ds_active_sub_modules.discard(HELD)
+    known = HfDeepSpeedConfig(_config(3, offload=False))  # transformers looks at it for as long as it is there
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del known
 
 
 def _config(stage: int, offload: bool) -> dict[str, Any]:
@@ -225,6 +218,7 @@ def _config(stage: int, offload: bool) -> dict[str, Any]:
         "allgather_bucket_size": BUCKET,
         "overlap_comm": False,
         "stage3_prefetch_bucket_size": 0,
+        "stage3_max_reuse_distance": 0,  # a layer is given back as soon as it has computed
         "stage3_param_persistence_threshold": 0,
     }
     if offload:

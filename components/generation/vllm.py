@@ -19,6 +19,7 @@ import httpx
 import torch
 from torch import Tensor
 
+from components.adapters import merged_tensors
 from components.artifacts import Metrics
 from components.endpoint import Endpoint
 from components.errors import InputError
@@ -28,6 +29,7 @@ from components.generation.weights import shared_weights
 from components.logprobs import response_logprobs
 from components.models import end_ids
 from components.phases import Phases
+from components.ranks import ALONE, Ranks
 from components.settings import Generation, VllmSamplerSettings
 from components.tokens import pad
 
@@ -52,7 +54,7 @@ FROM_FILES = {"method": "update_config", "kwargs": {"overrides": {"load_config":
 
 
 class VllmSampler:
-    """Samples from a vLLM server the policy of this process."""
+    """Samples the policy from a vLLM server, with which the first of the processes that hold the policy talks."""
 
     on_policy = False
 
@@ -64,11 +66,12 @@ class VllmSampler:
         generation: Generation,
         seed: int,
         phases: Phases | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Raises InputError when the server is absent, or is none that this sampler can use."""
         self.settings, self.policy, self.generation, self.seed = settings, policy, generation, seed
-        self.eos, self.ends, self.phases = eos_token_id, end_ids(policy, eos_token_id), phases or Phases()
-        self.endpoint = Endpoint(settings, KEY)
+        self.eos, self.ends, self.ranks = eos_token_id, end_ids(policy, eos_token_id), ranks
+        self.phases, self.endpoint = phases or Phases(), Endpoint(settings, KEY)
         self.number = 0
         """Batches sampled so far."""
         self.metrics: Metrics = {}
@@ -81,19 +84,30 @@ class VllmSampler:
 
         Raises InputError when the server fails, computes another model, answers in another form, or lost the weights.
         """
-        version = f"{self._run}-{self.number}"
-        with self.endpoint.client() as client, self.phases.phase("decode"):
+        with self.phases.phase("decode"):
             with self.phases.phase("weights"):
-                self._publish(client, version)
-            self._refuse_another_model(client, prompts[0])
+                tensors = merged_tensors(self.policy)
+            ours = self._own_logprobs([*prompts[0], *self.ends])
+            found = self.ranks.first(lambda: self._asked(prompts, k, tensors, ours))
+        self.metrics = {"sampler/version": float(self.number)}
+        self.number += 1
+        samples = self._samples(found)
+        self.phases.count("decode", int(samples.mask.sum()))
+        return samples
+
+    def _asked(
+        self, prompts: Sequence[Sequence[int]], k: int, tensors: dict[str, Tensor], ours: Tensor
+    ) -> list[Completion]:
+        """What the server samples, once it has these weights and says `ours` of the first prompt."""
+        version = f"{self._run}-{self.number}"
+        with self.endpoint.client() as client:
+            with self.phases.phase("weights"):
+                self._publish(client, tensors, version)
+            self._refuse_another_model(client, [*prompts[0], *self.ends], ours)
             requests = [self._request(prompt, row, k) for row, prompt in enumerate(prompts)]
             found = in_threads(lambda request: self._complete(client, request), requests, self.settings.concurrency)
             self._refuse_other_weights(client, version)
-        self.metrics = {"sampler/version": float(self.number)}
-        self.number += 1
-        samples = self._samples([completion for group in found for completion in group])
-        self.phases.count("decode", int(samples.mask.sum()))
-        return samples
+        return [completion for group in found for completion in group]
 
     def state(self) -> Tensor:
         """How many batches were sampled: the seeds of the requests follow from it."""
@@ -103,9 +117,9 @@ class VllmSampler:
         """Take back what `state` gave."""
         self.number = int(state)
 
-    def _publish(self, client: httpx.Client, version: str) -> None:
+    def _publish(self, client: httpx.Client, tensors: dict[str, Tensor], version: str) -> None:
         """Give the server the policy's weights, under `version`; nothing of the old ones stays in its caches."""
-        with shared_weights(self.policy, self.settings.weights, f"{KEY}.weights") as folder:
+        with shared_weights(self.policy, tensors, self.settings.weights, f"{KEY}.weights") as folder:
             self._ask(client, "POST", "/pause?mode=abort")
             for call in (FROM_FILES, {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}):
                 self._ask(client, "POST", "/collective_rpc", call)
@@ -159,14 +173,19 @@ class VllmSampler:
         return str(entries[0]["id"])
 
     @torch.no_grad()
-    def _refuse_another_model(self, client: httpx.Client, prompt: Sequence[int]) -> None:
+    def _own_logprobs(self, probe: list[int]) -> Tensor:
+        """What the policy says of the probe but its first token; read by every process, for ZeRO's sake."""
+        ids = torch.tensor([probe], device=next(self.policy.parameters()).device)
+        read = response_logprobs(self.policy, ids, torch.ones_like(ids, dtype=torch.bool), len(probe) - 1)
+        return read[0].cpu()
+
+    def _refuse_another_model(self, client: httpx.Client, probe: list[int], ours: Tensor) -> None:
         """Raise InputError when the server, given the policy's weights, computes something else: a prompt is compared.
 
         It may serve another architecture, or keep some of the old weights, as vLLM 0.32 does on CPU with tied heads.
         It may also give log-probabilities of another distribution than the one sampled: where one token alone is
         allowed that distribution gives it all, a log-probability of 0.
         """
-        probe = [*prompt, *self.ends]
         lone = {"n": 1, "max_tokens": 1, "allowed_token_ids": [self.eos], "prompt_logprobs": 0}
         request = self._request(probe, 0, 1) | lone
         body = self._ask(client, "POST", "/v1/completions", request)
@@ -177,9 +196,7 @@ class VllmSampler:
                 f"for a token without alternative, not 0). Start it with {FLAGS}."
             )
         theirs = prompt_logprobs(body, probe, self.endpoint.name)
-        ids = torch.tensor([probe], device=next(self.policy.parameters()).device)
-        ours = response_logprobs(self.policy, ids, torch.ones_like(ids, dtype=torch.bool), len(probe) - 1)[0]
-        gap = float((torch.tensor([theirs], device=ours.device) - ours).abs().mean())
+        gap = float((torch.tensor([theirs]) - ours).abs().mean())
         if not gap <= MAX_PROBE_GAP:
             raise InputError(
                 f"{self.endpoint.name} has the policy's weights and yet log-probabilities that differ from the "

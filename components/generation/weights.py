@@ -3,15 +3,15 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
+from components.adapters import base_of
 from components.errors import InputError
-from components.models import merged
 
 READABLE = 0o755
 """The server may run as another user."""
@@ -20,8 +20,8 @@ ONE_FILE = "1000TB"
 
 
 @contextmanager
-def shared_weights(policy: Any, parent: str, key: str) -> Iterator[Path]:
-    """A folder below `parent` with the policy in safetensors, float32, adapters merged; gone at the end.
+def shared_weights(policy: Any, tensors: dict[str, Tensor], parent: str, key: str) -> Iterator[Path]:
+    """A folder below `parent` with the policy's `merged_tensors` in safetensors; gone at the end.
 
     A head that is tied to the embeddings is written too, for a server that keeps the two apart.
     Raises InputError, which names the setting `key`, when it cannot be written.
@@ -35,9 +35,9 @@ def shared_weights(policy: Any, parent: str, key: str) -> Iterator[Path]:
         folder = Path(name)
         folder.chmod(READABLE)
         try:
-            model = merged_copy(policy)
-            model.save_pretrained(name, safe_serialization=True, max_shard_size=ONE_FILE)
-            _write_tied_head(model, folder)
+            model = base_of(policy)
+            model.save_pretrained(name, state_dict=dict(tensors), safe_serialization=True, max_shard_size=ONE_FILE)
+            _write_tied_head(model, tensors, folder)
         except (OSError, SafetensorError) as error:
             raise _unwritable(key, parent, error) from None
         for path in folder.iterdir():
@@ -45,16 +45,11 @@ def shared_weights(policy: Any, parent: str, key: str) -> Iterator[Path]:
         yield folder
 
 
-def merged_copy(model: Any) -> Any:
-    """As `merged`, but the model keeps its adapters; for that it is copied."""
-    return merged(deepcopy(model)) if hasattr(model, "peft_config") else model
-
-
-def _write_tied_head(model: Any, folder: Path) -> None:
+def _write_tied_head(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
     head = model.get_output_embeddings()
     if head.weight is model.get_input_embeddings().weight:
-        name = next(name for name, module in model.named_modules() if module is head)
-        save_file({f"{name}.weight": head.weight.detach().cpu().contiguous()}, folder / "head.safetensors")
+        name = next(f"{name}.weight" for name, module in model.named_modules() if module is head)
+        save_file({name: tensors[name].contiguous()}, folder / "head.safetensors")
 
 
 def _unwritable(key: str, parent: str, error: Exception) -> InputError:

@@ -18,6 +18,7 @@ import torch
 from components import tracking
 from components.artifacts import Metrics, ModelCard, folder_digest
 from components.checkpoints import Checkpoints
+from components.gathering import copied, gathered
 from components.models import ScalarModel, scalar_from_policy, with_lora
 from components.ranks import ALONE, Ranks, join
 from components.reward.measures import held_out_metrics
@@ -25,7 +26,6 @@ from components.reward.pairs import Pair, PairObjective, score_pairs
 from components.reward.settings import RewardSettings
 from components.tokens import Tokenizer, template_digest
 from components.training import fit
-from components.zero import whole
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +64,12 @@ class Lesson:
 def train_member(lesson: Lesson, number: int, keep: Callable[[Any, ModelCard], None]) -> Metrics:
     """Train member `number` (0 is the first); returns its held-out metrics and its normalisation.
 
-    `keep` saves the model with its adapters, which it may merge; what SIGTERM breaks off of that is done again by the
-    next start.
+    `keep` saves the model with its adapters; what SIGTERM breaks off of that is done again by the next start.
     """
     settings, objective, ranks = lesson.settings, lesson.objective, join()
     seed = settings.seed + STRIDE * number
     torch.manual_seed(seed)
-    scalar = scalar_from_policy(lesson.inputs["sft"])
+    scalar = scalar_from_policy(lesson.inputs["sft"], divide=settings.training.compute.strategy == "zero3")
     scalar.model = with_lora(scalar.model, settings.lora, task_type="SEQ_CLS")
     budget = settings.training.batch_tokens
     some = random.Random(settings.seed).sample(lesson.train, min(settings.normalization_pairs, len(lesson.train)))
@@ -116,8 +115,7 @@ def finish_member(lesson: Lesson, number: int) -> None:
 
     def keep(model: Any, card: ModelCard) -> None:
         values = {"mean": card.score_mean, "std": card.score_std, "history": tracking.history()[before:]}
-        with whole(model):
-            finished.save(1, _trained(model), values)
+        finished.save(1, copied(_trained(model)), values)
 
     train_member(lesson, number, keep)
     lesson.checkpoints(number).clear()
@@ -128,10 +126,11 @@ def finished_members(lesson: Lesson) -> Iterator[tuple[Any, ModelCard]]:
     for number in range(1, lesson.settings.members):
         checkpoint = lesson.checkpoints(number, finished=True).latest()
         assert checkpoint is not None, "finish_member comes first"
-        model = scalar_from_policy(lesson.inputs["sft"]).model
+        divide = lesson.settings.training.compute.strategy == "zero3"
+        model = scalar_from_policy(lesson.inputs["sft"], divide=divide).model
         model = with_lora(model, lesson.settings.lora, task_type="SEQ_CLS")
-        with torch.no_grad():
-            for name, parameter in _trained(model).items():
+        for name, parameter in _trained(model).items():
+            with torch.no_grad(), gathered([parameter], changed=True):
                 parameter.copy_(checkpoint.tensors[name])
         yield model, lesson.card(checkpoint.values["mean"], checkpoint.values["std"])
 

@@ -29,7 +29,8 @@ def build_networks(settings: RLSettings, policy: Path, reward: Path | None, cost
     Labelled pairs were sampled at no temperature: dpo compares plain log-probabilities. Raises InputError when a
     critic would read the policy's tokens by another vocabulary.
     """
-    model = with_lora(load_policy(policy), settings.lora)
+    divide = settings.compute.strategy == "zero3"
+    model = with_lora(load_policy(policy, divide=divide), settings.lora)
     folders = {"value": reward, "cost_value": cost}
     temperature = 1.0 if isinstance(settings.algorithm, DPOSettings) else settings.generation.temperature
 
@@ -40,9 +41,9 @@ def build_networks(settings: RLSettings, policy: Path, reward: Path | None, cost
             return SharedHead(model.config.hidden_size).to(device())
         folder = folders[name]
         if folder is None:
-            return scalar_from_policy(policy)
+            return scalar_from_policy(policy, divide=divide)
         _check_vocabulary(policy, folder)
-        return load_scalar(folder)
+        return load_scalar(folder, divide=divide)
 
     return Networks(model, critic("value"), critic("cost_value"), temperature)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from components.artifacts import Metrics
-from components.generation import PolicySampler, Response, Samples
+from components.gathering import whole
+from components.generation import Response, Samples
 from components.generation.native import NativeSampler
 from components.models import device
 from components.ranks import Ranks
@@ -18,8 +19,7 @@ from components.records import Conversation
 from components.rl.drafts import Models
 from components.rl.networks import in_order
 from components.rl.reference import Reference
-from components.scoring import Scorer
-from components.zero import whole
+from components.scoring import EnsembleScorer, ModelScorer, Scorer
 
 
 def shared(models: Models, policy: nn.Module, ranks: Ranks) -> Models:
@@ -29,11 +29,16 @@ def shared(models: Models, policy: nn.Module, ranks: Ranks) -> Models:
     sampler = models.sampler
     return replace(
         models,
-        sampler=(SharedSampler if isinstance(sampler, NativeSampler) else LedSampler)(sampler, policy, ranks),  # type: ignore[arg-type]
-        reference=SharedReference(models.reference, policy, ranks),
-        reward=SharedScorer(models.reward, policy, ranks),
-        cost=None if models.cost is None else SharedScorer(models.cost, policy, ranks),
+        sampler=SharedSampler(sampler, policy, ranks) if isinstance(sampler, NativeSampler) else sampler,
+        reference=SharedReference(models.reference, ranks),
+        reward=_shared_scorer(models.reward, ranks),
+        cost=None if models.cost is None else _shared_scorer(models.cost, ranks),
     )
+
+
+def _shared_scorer(scorer: Scorer, ranks: Ranks) -> Scorer:
+    """The scorer for all rows of all processes; models share their batches out themselves."""
+    return scorer if isinstance(scorer, ModelScorer | EnsembleScorer) else SharedScorer(scorer, ranks)
 
 
 def own_rows(rows: int, ranks: Ranks) -> slice:
@@ -68,44 +73,18 @@ class SharedSampler:
         self.sampler.restore(state)
 
 
-class LedSampler:
-    """A server, which the first process alone gives the weights and the prompts."""
-
-    def __init__(self, sampler: PolicySampler, policy: nn.Module, ranks: Ranks) -> None:
-        self.sampler, self.policy, self.ranks = sampler, policy, ranks
-        self.on_policy = sampler.on_policy
-        self.metrics: Metrics = {}
-
-    def sample(self, prompts: Sequence[Sequence[int]], k: int = 1) -> Samples:
-        """`k` responses to each prompt."""
-        with whole(self.policy):
-            samples = self.ranks.first(lambda: self.sampler.sample(prompts, k))
-        self.metrics = self.sampler.metrics
-        return _joined([samples])
-
-    def state(self) -> Tensor:
-        """What later batches depend on, as the first process knows it."""
-        return self.sampler.state()
-
-    def restore(self, state: Tensor) -> None:
-        """Take back what `state` gave."""
-        self.sampler.restore(state)
-
-
 class SharedScorer:
     """A scorer in every process, each with its rows."""
 
-    def __init__(self, scorer: Scorer, policy: nn.Module, ranks: Ranks) -> None:
-        self.scorer, self.policy, self.ranks = scorer, policy, ranks
+    def __init__(self, scorer: Scorer, ranks: Ranks) -> None:
+        self.scorer, self.ranks = scorer, ranks
         self.metrics: Metrics = {}
 
     def score(self, prompts: Sequence[Conversation], responses: Sequence[Response]) -> Tensor:
         """Scores (B,); their metrics are means over all rows."""
         own = own_rows(len(prompts), self.ranks)
-        scores, rows = torch.zeros(0), own.stop - own.start
-        with whole(self.policy):  # the scorer may be a guest on it
-            if rows:
-                scores = self.scorer.score(prompts[own], responses[own])
+        rows = own.stop - own.start
+        scores = self.scorer.score(prompts[own], responses[own]) if rows else torch.zeros(0)
         found = self.ranks.gathered((scores, rows, self.scorer.metrics))
         names = dict.fromkeys(name for _, count, metrics in found if count for name in metrics)
         self.metrics = {
@@ -114,30 +93,11 @@ class SharedScorer:
         return torch.cat([part for part, _, _ in found])
 
 
-class HeldReference:
-    """A reference that may be the policy without its adapters, whose weights are held in full while it is read."""
-
-    def __init__(self, reference: Reference, policy: nn.Module) -> None:
-        self.reference, self.policy = reference, policy
-
-    def logprobs(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        response_length: int,
-        temperature: float,
-        parts: Sequence[Tensor],
-    ) -> Tensor:
-        """Log-probabilities (B, R), all read by this process."""
-        with whole(self.policy):
-            return self.reference.logprobs(input_ids, attention_mask, response_length, temperature, parts)
-
-
 class SharedReference:
-    """A reference in every process, each with some of the parts."""
+    """A reference in every process, each with some of the parts; as many passes in each, for it may be the policy."""
 
-    def __init__(self, reference: Reference, policy: nn.Module, ranks: Ranks) -> None:
-        self.reference, self.ranks = HeldReference(reference, policy), ranks
+    def __init__(self, reference: Reference, ranks: Ranks) -> None:
+        self.reference, self.ranks = reference, ranks
 
     def logprobs(
         self,

@@ -27,7 +27,7 @@ from components.rl.pairs import PairLogprobs, PairSource, encode_pairs, pairs_di
 from components.rl.reference import Reference
 from components.rl.rollout import RolloutSource
 from components.rl.settings import RLSettings
-from components.rl.shares import HeldReference, shared
+from components.rl.shares import shared
 from components.rl.stream import Stream
 from components.rl.types import Algorithm, Source
 from components.scoring import ModelScorer, SharedBackbone, build_scorer, load_scorer
@@ -52,10 +52,7 @@ def build_source(
     """
     phases = phases or Phases()
     if isinstance(settings.algorithm, DPOSettings):
-
-        def reference() -> Reference:
-            return HeldReference(build_reference(settings, networks.policy, folders.policy), networks.policy)
-
+        reference = partial(build_reference, settings, networks.policy, folders.policy)
         pairs = _pair_source(settings, settings.algorithm, reference, tokenizer, folders, output, phases, ranks)
         return pairs, _batches(settings, len(pairs.stream.rows))
     assert not isinstance(algorithm, DPO)
@@ -98,9 +95,9 @@ def build_drafting(
 
     Raises InputError as `build_scorer` and `build_sampler`.
     """
-    load = scorer_loader(settings, policy, folders.policy)
+    load = scorer_loader(settings, policy, folders.policy, ranks)
     models = Models(
-        build_sampler(settings, policy, tokenizer, phases),
+        build_sampler(settings, policy, tokenizer, phases, ranks),
         build_reference(settings, policy, folders.policy),
         build_scorer(settings.reward_scorer, folders.reward, "reward", load),
         build_scorer(settings.cost_scorer, folders.cost, "cost", load) if "cost" in settings.teachers else None,
@@ -122,10 +119,12 @@ def _prompts(data: Path) -> list[Conversation]:
     return prompts
 
 
-def scorer_loader(settings: RLSettings, policy: Any, base: Path) -> Callable[[Path], ModelScorer]:
+def scorer_loader(
+    settings: RLSettings, policy: Any, base: Path, ranks: Ranks = ALONE
+) -> Callable[[Path], ModelScorer]:
     """What makes a scorer of a scalar model's folder: as a guest on the policy, which started from `base`, or alone."""
-    alone = partial(load_scorer, dtype=settings.frozen_dtype)
-    return SharedBackbone(policy, folder_digest(base), alone).load if settings.share_backbone else alone
+    alone = partial(load_scorer, dtype=settings.frozen_dtype, ranks=ranks)
+    return SharedBackbone(policy, folder_digest(base), alone, ranks).load if settings.share_backbone else alone
 
 
 def _batches(settings: RLSettings, rows: int) -> int:
@@ -135,9 +134,9 @@ def _batches(settings: RLSettings, rows: int) -> int:
 
 
 def build_sampler(
-    settings: RLSettings, policy: Any, tokenizer: Tokenizer, phases: Phases | None = None
+    settings: RLSettings, policy: Any, tokenizer: Tokenizer, phases: Phases | None = None, ranks: Ranks = ALONE
 ) -> PolicySampler:
-    """What samples from the policy, as `rl.sampler` says; `phases` times it.
+    """What samples from the policy, as `rl.sampler` says; `phases` times it, and `ranks` hold the policy.
 
     Raises InputError when its server cannot be used.
     """
@@ -146,7 +145,7 @@ def build_sampler(
         return NativeSampler(*given)
     from components.generation.vllm import VllmSampler
 
-    return VllmSampler(settings.sampler, *given)
+    return VllmSampler(settings.sampler, *given, ranks=ranks)
 
 
 def _pair_source(

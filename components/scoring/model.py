@@ -12,6 +12,7 @@ from components.batches import length_batches
 from components.generation import Response
 from components.models import load_scalar
 from components.packed import Packed, Row, pack
+from components.ranks import ALONE, Ranks
 from components.records import Conversation
 from components.scoring.scorer import checked
 from components.tokens import cut_to_length, encode_prompt, encode_response, load_tokenizer
@@ -36,9 +37,16 @@ class ModelScorer:
     """
 
     def __init__(
-        self, model: ScalarReader, tokenizer: Any, max_length: int, batch_tokens: int = 16384, name: str = "the model"
+        self,
+        model: ScalarReader,
+        tokenizer: Any,
+        max_length: int,
+        batch_tokens: int = 16384,
+        name: str = "the model",
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        """Of several `ranks` each is asked for all rows, and reads some of their batches: as many as any other."""
+        self.model, self.tokenizer, self.ranks = model, tokenizer, ranks
         self.max_length, self.batch_tokens, self.name = max_length, batch_tokens, name
         self.metrics: Metrics = {}
 
@@ -52,9 +60,14 @@ class ModelScorer:
             rows.append(Row(tuple(head), tuple(tail)))
         places = {row: place for place, row in enumerate(dict.fromkeys(rows))}  # equal rows have equal scores
         different, scores = list(places), torch.zeros(len(places))
-        for batch in length_batches(_longest_of_prompt(different), self.batch_tokens):
+
+        def read(batch: list[int]) -> Tensor:
             packed = pack(self.model.model, [different[index] for index in batch])
-            scores[batch] = self.model(packed, packed.ends).cpu()
+            return self.model(packed, packed.ends)
+
+        batches = length_batches(_longest_of_prompt(different), self.batch_tokens)
+        for batch, found in zip(batches, self.ranks.spread(batches, read), strict=True):
+            scores[batch] = found.cpu()
         return checked(scores[[places[row] for row in rows]], prompts, self.name)
 
 
@@ -66,12 +79,12 @@ def _longest_of_prompt(rows: Sequence[Row]) -> list[int]:
     return [longest[row.prompt] for row in rows]
 
 
-def load_scorer(folder: Path, dtype: str = "fp32") -> ModelScorer:
-    """The scorer in a reward or cost model's folder, its weights in `dtype`."""
-    return as_scorer(load_scalar(folder, dtype), folder)
+def load_scorer(folder: Path, dtype: str = "fp32", ranks: Ranks = ALONE) -> ModelScorer:
+    """The scorer in a reward or cost model's folder, its weights in `dtype`; `ranks` share its batches."""
+    return as_scorer(load_scalar(folder, dtype), folder, ranks=ranks)
 
 
-def as_scorer(model: ScalarReader, folder: Path, max_length: int = 2048) -> ModelScorer:
+def as_scorer(model: ScalarReader, folder: Path, max_length: int = 2048, ranks: Ranks = ALONE) -> ModelScorer:
     """A model with the tokenizer in `folder`; sequences are cut at `max_length` or what the model can hold."""
     longest = getattr(model.model.config, "max_position_embeddings", max_length)
-    return ModelScorer(model, load_tokenizer(folder), min(max_length, longest), name=str(folder))
+    return ModelScorer(model, load_tokenizer(folder), min(max_length, longest), name=str(folder), ranks=ranks)

@@ -14,6 +14,7 @@ from components.adapters import OWN, add_guest, switched
 from components.artifacts import ADAPTER, ModelCard
 from components.models import normalised
 from components.packed import Packed, backbone
+from components.ranks import ALONE, Ranks
 from components.scoring.model import ModelScorer, as_scorer
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,14 @@ class GuestModel:
 class SharedBackbone:
     """Loads scorers as guests on a model with adapters, where they fit, and else as models of their own."""
 
-    def __init__(self, host: Any, digest: str, otherwise: Callable[[Path], ModelScorer]) -> None:
-        """`digest` is that of the folder that `host` started from; `otherwise` loads what does not fit."""
-        self.host, self.digest, self.otherwise = host, digest, otherwise
+    def __init__(
+        self, host: Any, digest: str, otherwise: Callable[[Path], ModelScorer], ranks: Ranks = ALONE
+    ) -> None:
+        """`digest` is that of the folder that `host` started from; `otherwise` loads what does not fit.
+
+        `ranks` are the processes that share the scorers' batches, and perhaps the weights of `host`.
+        """
+        self.host, self.digest, self.otherwise, self.ranks = host, digest, otherwise, ranks
 
     def load(self, folder: Path) -> ModelScorer:
         """The scorer in a reward or cost model's folder."""
@@ -50,7 +56,8 @@ class SharedBackbone:
         name, card = f"guest_{len(self.host.peft_config)}", ModelCard.read(folder)
         head = add_guest(self.host, folder / ADAPTER, name)
         logger.info("%s shares the policy's backbone", folder)
-        return as_scorer(GuestModel(self.host, name, head, card.score_mean, card.score_std), folder)
+        guest = GuestModel(self.host, name, head, card.score_mean, card.score_std)
+        return as_scorer(guest, folder, ranks=self.ranks)
 
     def _misfit(self, folder: Path) -> str:
         """Why a scorer cannot be a guest; nothing where it can."""

@@ -32,10 +32,12 @@ def run(settings: SFTSettings, *, data: Path, base: Path, model: Path) -> Metric
     held_out = demonstration_passages(DataDir(data).demonstrations("test"), tokenizer, max_length)
     if not rows:
         raise InputError(f"{data}: no demonstrations to train on; give preprocess.demonstrations a source.")
-    policy = load_policy(base)
-    before = evaluate_likelihood(LanguageModel(policy), held_out, training.batch_tokens, ranks)
-    policy = with_lora(policy, settings.lora)
-    reader = LanguageModel(policy)
+    policy = with_lora(load_policy(base, divide=training.compute.strategy == "zero3"), settings.lora)
+    reader, before = LanguageModel(policy), Metrics()
+
+    def evaluate() -> Metrics:
+        return evaluate_likelihood(reader, held_out, training.batch_tokens, ranks)
+
     settings_dict = settings.model_dump(mode="json")
     inputs = {"data": data, "base": base}
     logger.info("sft: %d demonstrations, %d held out, %d tokens at most", len(rows), len(held_out), max_length)
@@ -50,7 +52,8 @@ def run(settings: SFTSettings, *, data: Path, base: Path, model: Path) -> Metric
         training,
         seed=settings.seed,
         label="sft",
-        evaluate=lambda: evaluate_likelihood(reader, held_out, training.batch_tokens, ranks),
+        evaluate=evaluate,
+        begin=lambda: before.update(evaluate()),  # adapters change nothing yet
         checkpoints=checkpoints,
         finish=lambda _: save_model(policy, tokenizer, model, card, settings=settings_dict, parents=inputs),
         ranks=ranks,

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from components.adapters import CONFIG, WEIGHTS
+from components.artifacts import ADAPTER
 from components.errors import InputError, TrainingFailure
 from components.launch import run_step
+from components.models import load_policy
 from components.processes import Job
 from components.reward.settings import RewardSettings
 from components.rl.settings import PtxSettings
-from components.settings import Compute, Lora, Optimizer, Training
+from components.settings import Compute, Lora, Optimizer, Training, VllmSamplerSettings
 from components.sft.settings import SFTSettings
 from tiny_models import tiny_rl
+from vllm_server import VllmServer
 
 pytestmark = pytest.mark.tried(
     "two processes equal one: DDP and ZeRO 1 to 3; a rank that dies; resuming",
@@ -90,6 +94,24 @@ def held(job: Job) -> list[dict[str, Any]]:
     return [row for rows in found for row in rows]
 
 
+def gathered(job: Job) -> list[dict[str, int]]:
+    """The most elements that each of the two processes had of divided weights at once, by what it was doing."""
+    return [json.loads((job.metrics_file.parent / f"gathered-{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+
+
+def a_layer(policy: Path, networks: int = 1) -> float:
+    """Elements of a block and of each network's embeddings: what may be there at once, a fraction of what there is.
+
+    The output layer, which is the embeddings here, is used throughout a pass; embeddings that are trained stay until
+    the backward pass is over. Adapters add a little.
+    """
+    model = load_policy(policy)
+    embeddings, block = (sum(p.numel() for p in part.parameters()) for part in (model.lm_head, model.model.layers[0]))
+    limit = 1.1 * (networks * embeddings + block)
+    assert limit < 0.75 * networks * model.num_parameters()
+    return limit
+
+
 def job_in(folder: Path, step: str, settings: Any, **paths: Path | None) -> Job:
     """A job whose model and metrics lie in the folder."""
     plain = settings.model_dump(mode="json", exclude_none=True)
@@ -121,6 +143,7 @@ def sft_jobs(tmp_path_factory: pytest.TempPathFactory, data_folder: Path, policy
     jobs["lora"] = job_in(folder / "lora", "sft", sft(1, two(strategy="zero3"), lora=Lora(rank=2)), **inputs)
     less = two(strategy="zero3", gradient_checkpointing=True)
     jobs["checkpointing"] = job_in(folder / "checkpointing", "sft", sft(1, less), **inputs)
+    jobs["both"] = job_in(folder / "both", "sft", sft(1, less, lora=Lora(rank=2)), **inputs)
     narrow = two(strategy="zero3").model_copy(update={"dtype": "bf16"})
     jobs["bf16"] = job_in(folder / "bf16", "sft", sft(1, narrow), **inputs)
     together(list(jobs.values()), folder)
@@ -138,8 +161,9 @@ def test_sft_in_two_processes_is_sft_in_one_with_twice_the_accumulation(sft_jobs
     assert_same(sft_jobs["one"], sft_jobs[name])
 
 
-def test_adapters_train_alike_where_the_weights_below_them_lie_in_parts(sft_jobs: dict[str, Job]) -> None:
-    assert_same(sft_jobs["one-lora"], sft_jobs["lora"])
+@pytest.mark.parametrize("name", ["lora", "both"])
+def test_adapters_train_alike_where_the_weights_below_them_lie_in_parts(sft_jobs: dict[str, Job], name: str) -> None:
+    assert_same(sft_jobs["one-lora"], sft_jobs[name])
 
 
 def test_activations_are_computed_again_where_weights_lie_in_parts(sft_jobs: dict[str, Job]) -> None:
@@ -151,6 +175,16 @@ def test_bf16_computes_in_bf16_where_weights_lie_in_parts(sft_jobs: dict[str, Jo
     one, shared, wide = ([row["loss/train"] for row in rows(sft_jobs[name])] for name in ("one-bf16", "bf16", "one"))
     assert shared == pytest.approx(one, rel=1e-2)
     assert abs(shared[0] - wide[0]) > 10 * abs(shared[0] - one[0])
+
+
+@pytest.mark.parametrize("name", ["zero3", "zero3-offload", "lora", "checkpointing", "both"])
+def test_no_process_ever_has_more_than_a_layer_of_divided_weights(
+    sft_jobs: dict[str, Job], policy_folder: Path, name: str
+) -> None:
+    """Loading, evaluation, training and saving."""
+    limit = a_layer(policy_folder)
+    for found in gathered(sft_jobs[name]):
+        assert set(found) == {"loading", "otherwise"} and all(0 < most < limit for most in found.values())
 
 
 @pytest.mark.parametrize("name", DIVIDED)
@@ -180,10 +214,23 @@ def rl_inputs(data_folder: Path, policy_folder: Path, reward_folder: Path, cost_
 
 
 @pytest.fixture(scope="module")
+def server(policy_folder: Path) -> Iterator[VllmServer]:
+    with pytest.MonkeyPatch.context() as patch, VllmServer(policy_folder).running() as made:
+        for variable in ("NO_PROXY", "no_proxy"):
+            patch.setenv(variable, "127.0.0.1")
+        yield made
+
+
+@pytest.fixture(scope="module")
 def rl_jobs(
-    tmp_path_factory: pytest.TempPathFactory, rl_inputs: dict[str, Path], adapted_reward: Path, adapted_cost: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    rl_inputs: dict[str, Path],
+    adapted_reward: Path,
+    adapted_cost: Path,
+    server: VllmServer,
 ) -> dict[str, Job]:
     folder, guests = tmp_path_factory.mktemp("rl"), rl_inputs | {"reward": adapted_reward, "cost": adapted_cost}
+    served = {"sampler": VllmSamplerSettings(url=server.url, weights=str(folder / "weights"))}
     ptx = {"ptx": PtxSettings(coef=1.0, batch_size=3)}
     others = {"rloo": tiny_rl("rloo", "fp32", compute=two()), "dpo": tiny_rl("dpo", "fp32", compute=two())}
     jobs = {name: job_in(folder / name, "rl", ppo_lag(two(**given)), **rl_inputs) for name, given in DIVIDED.items()}
@@ -192,16 +239,19 @@ def rl_jobs(
     jobs |= {name: job_in(folder / name, "rl", settings, **rl_inputs) for name, settings in others.items()}
     lora = {"lora": Lora(rank=2), "share_backbone": True}
     jobs["lora"] = job_in(folder / "lora", "rl", ppo_lag(two(strategy="zero3"), **lora), **guests)
+    less = two(strategy="zero3", gradient_checkpointing=True)
+    jobs["served"] = job_in(folder / "served", "rl", ppo_lag(less, **lora, **served), **guests)
     together(list(jobs.values()), folder)
     singles = {
         "one": ppo_lag(ONE),
         "one-ptx": ppo_lag(ONE, **ptx),
         "one-lora": ppo_lag(ONE, **lora),
+        "one-served": ppo_lag(ONE, **lora, **served),
         "one-rloo": tiny_rl("rloo", "fp32"),
         "one-dpo": tiny_rl("dpo", "fp32"),
     }
     for name, settings in singles.items():
-        jobs[name] = job_in(folder / name, "rl", settings, **(guests if name == "one-lora" else rl_inputs))
+        jobs[name] = job_in(folder / name, "rl", settings, **(guests if settings.share_backbone else rl_inputs))
         alone(jobs[name])
     return jobs
 
@@ -224,9 +274,22 @@ def test_the_loss_mixed_in_is_shared_too(rl_jobs: dict[str, Job], name: str) -> 
     assert_same(rl_jobs["one-ptx"], rl_jobs[f"ptx-{name}"], 1e-4)
 
 
-@pytest.mark.parametrize("name", ["rloo", "dpo", "lora"])
-def test_other_algorithms_and_adapters_are_the_same_too(rl_jobs: dict[str, Job], name: str) -> None:
+@pytest.mark.parametrize("name", ["rloo", "dpo", "lora", "served"])
+def test_other_algorithms_adapters_and_samplers_are_the_same_too(rl_jobs: dict[str, Job], name: str) -> None:
     assert_same(rl_jobs[f"one-{name}"], rl_jobs[name], 1e-4)
+
+
+@pytest.mark.parametrize("name", ["zero3", "zero3-offload", "lora", "served"])
+def test_only_our_own_decoder_has_the_whole_policy_of_divided_weights(
+    rl_jobs: dict[str, Job], policy_folder: Path, name: str
+) -> None:
+    """Publishing, scoring by guests, the reference, the read, updates and saving never have more than a layer."""
+    limit = a_layer(policy_folder, 3 if name.startswith("zero3") else 1)
+    model = load_policy(policy_folder).num_parameters()
+    for found in gathered(rl_jobs[name]):
+        sampling = found.pop("sampling", 0)
+        assert sampling >= model if name != "served" else not sampling
+        assert set(found) == {"loading", "otherwise"} and all(0 < most < limit for most in found.values())
 
 
 @pytest.mark.parametrize("name", DIVIDED)
@@ -249,8 +312,9 @@ def test_reward_and_cost_models_and_members_are_the_same(
     kinds: dict[str, dict[str, Any]] = {
         "reward": {"members": 2},
         "cost": {"kind": "cost", "dimension": "harmless"},
+        "adapted": {"lora": Lora(rank=2)},
     }
-    given = {"reward": two(strategy="zero3"), "cost": two()}
+    given = {"reward": two(strategy="zero3"), "cost": two(), "adapted": two(strategy="zero3")}
     chosen = {kind: settings(1, given[kind], **kinds[kind]) for kind in kinds}
     shared = {kind: job_in(tmp_path / kind, "reward", chosen[kind], **inputs) for kind in kinds}
     together(list(shared.values()), tmp_path)
@@ -260,6 +324,14 @@ def test_reward_and_cost_models_and_members_are_the_same(
         assert_same(one, shared[kind])
         metrics = [json.loads(job.metrics_file.read_text("utf-8")) for job in (one, shared[kind])]
         assert metrics[1] == pytest.approx(metrics[0], rel=1e-3, abs=1e-4)
+    first, second = (Path(str(job.paths["model"])) / ADAPTER for job in (one, shared["adapted"]))
+    assert (first / CONFIG).read_text("utf-8") == (second / CONFIG).read_text("utf-8")
+    expected, found = load_file(first / WEIGHTS), load_file(second / WEIGHTS)
+    assert expected.keys() == found.keys()
+    assert all(torch.allclose(expected[name], found[name], rtol=1e-3, atol=2e-5) for name in expected)
+    limit = a_layer(policy_folder)
+    for kind in ("reward", "adapted"):  # normalised, compared and saved
+        assert all(0 < most < limit for row in gathered(shared[kind]) for most in row.values())
 
 
 class Broken(Exception):

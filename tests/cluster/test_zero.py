@@ -4,8 +4,10 @@ What two processes make of it is in test_distributed.py. Here every number is co
 skipped step leaves, and what a checkpoint of either brings back.
 """
 
+import math
 import socket
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from components.adapters import merged_tensors
 from components.engines import Engine, Replica
+from components.gathering import gathered, is_parted, shape_of
+from components.models import load_policy, load_scalar, scalar_from_policy, with_lora
 from components.optimizers import parameter_groups
 from components.ranks import ALONE
-from components.settings import Compute, Optimizer
+from components.settings import Compute, Lora, Optimizer
 from components.zero import Zero
 
 pytestmark = pytest.mark.tried("ZeRO equals AdamW, step by step", against="DeepSpeed in one process, real; no GPU")
@@ -142,3 +147,44 @@ def test_the_parameters_whose_gradient_is_broken_are_named(kind: str) -> None:
 
     found.step(judge, LIMITS)
     assert named == ["value.weight", "value.bias"]
+
+
+def disturbed(model: Any) -> Any:
+    """The model with adapters that change something: of a part of them all, where they lie in parts."""
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            with torch.no_grad(), gathered([parameter], changed=True):
+                parameter.copy_(torch.randn(shape_of(parameter), generator=torch.Generator().manual_seed(len(name))))
+    return model
+
+
+@pytest.mark.parametrize("rank", [0, 2], ids=["full", "adapters"])
+def test_a_policy_that_is_divided_as_it_comes_is_the_one_that_is_loaded_whole(policy_folder: Path, rank: int) -> None:
+    found = dict[bool, Any]()
+    for divide in (False, True):
+        torch.manual_seed(5)
+        model = load_policy(policy_folder, divide=divide)
+        assert all(is_parted(parameter) == divide for parameter in model.parameters())
+        model = disturbed(with_lora(model, Lora(rank=rank)))
+        found[divide] = merged_tensors(model), torch.get_rng_state()
+        assert all(is_parted(p) == divide for name, p in model.named_parameters() if "lora" not in name)
+    (whole, drawn), (parted, its_drawn) = found.values()
+    assert torch.equal(drawn, its_drawn)  # no random number more or less
+    assert whole.keys() == parted.keys() and all(torch.equal(whole[name], parted[name]) for name in whole)
+
+
+def test_the_head_of_a_divided_scalar_model_is_whole_and_zero(policy_folder: Path, reward_folder: Path) -> None:
+    scalar = scalar_from_policy(policy_folder, divide=True)
+    assert scalar.model.score.weight.shape == (1, 32) and not scalar.model.score.weight.any()
+    assert is_parted(scalar.model.model.embed_tokens.weight)
+    trained, whole = load_scalar(reward_folder, divide=True), load_scalar(reward_folder)
+    assert (trained.mean, trained.std) == (whole.mean, whole.std) and is_parted(trained.model.model.norm.weight)
+    assert torch.equal(trained.model.score.weight, whole.model.score.weight)
+
+
+def test_vectors_of_divided_weights_do_not_decay_and_matrices_do(policy_folder: Path) -> None:
+    sizes = [
+        [sum(math.prod(shape_of(p)) for p in group["params"]) for group in parameter_groups(model, SETTINGS)]
+        for model in (load_policy(policy_folder), load_policy(policy_folder, divide=True))
+    ]
+    assert sizes[0] == sizes[1] and len(sizes[0]) == 2

@@ -19,7 +19,6 @@ import torch
 
 from components.artifacts import Metrics, verify_manifest
 from components.checkpoints import Checkpoints
-from components.models import merged
 from components.rl import loop
 from components.rl import step as rl_step
 from components.rl.settings import PtxSettings, RLSettings
@@ -237,7 +236,6 @@ def test_sigterm_while_the_model_is_saved_costs_no_training(
     whole = run_here(settings, **inputs, model=tmp_path / "a" / "m")
 
     def stopped_half_way(model: Any, *_: Any, **__: Any) -> None:
-        merged(model)  # as the first thing that saving does: the adapters are gone
         ask()
 
     with monkeypatch.context() as patch:

@@ -1,9 +1,7 @@
 """The vLLM sampler against a server that runs here: what it asks, what it takes, and what it refuses."""
 
-import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +11,24 @@ from safetensors import safe_open
 from torch import Tensor
 
 from components import endpoint
+from components.adapters import merged_tensors
 from components.errors import InputError
+from components.generation import Samples
 from components.generation.vllm import VllmSampler, request_seed
-from components.generation.weights import merged_copy, shared_weights
+from components.generation.weights import shared_weights
 from components.logprobs import response_logprobs
 from components.models import load_policy, with_lora
 from components.parsing import parse
 from components.phases import Phases
+from components.ranks import ALONE, Ranks
 from components.rl.networks import Networks
 from components.rl.settings import RLSettings
 from components.rl.sources import build_sampler
 from components.settings import Generation, Lora, VllmSamplerSettings
 from components.tokens import load_tokenizer
+from threaded import in_threads
 from tiny_models import tiny_rl
+from vllm_server import VllmServer
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
 LENGTH, EOS = 4, 1
@@ -33,114 +36,12 @@ SECRET = "k3y-of-the-server"
 TEMPERATURE = 0.7
 
 
-class Server:
-    """Stands in for vLLM, with the weights it was told to load; `changed` alters answers before they are sent."""
-
-    def __init__(self, policy: Path) -> None:
-        self.model, self.version, self.paused, self.loaded = load_policy(policy), "default", False, 0
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-        self.headers: list[str | None] = []
-        self.changed: dict[str, Callable[[Any], Any]] = {}
-        self.failing: dict[str, list[int]] = {}
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.answer({})
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-                self.answer(json.loads(body) if body else {})
-
-            def answer(self, body: dict[str, Any]) -> None:
-                path = self.path.partition("?")[0]
-                server.headers.append(self.headers["Authorization"])
-                if server.failing.get(path):
-                    status, content = server.failing[path].pop(0), {"error": f"no: {self.headers['Authorization']}"}
-                else:
-                    status, content = 200, server.reply(path, self.path, body)
-                encoded = json.dumps(server.changed.get(path, lambda same: same)(content)).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(encoded)))
-                self.end_headers()
-                self.wfile.write(encoded)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-
-    def reply(self, path: str, address: str, body: dict[str, Any]) -> Any:
-        self.asked.append((address, body))
-        match path:
-            case "/v1/models":
-                return {"data": [{"id": "tiny", "parent": None, "max_model_len": 64}]}
-            case "/pause" | "/resume":
-                self.paused = path == "/pause"
-            case "/collective_rpc" if body["method"] == "reload_weights":
-                assert self.paused
-                self.load(Path(body["kwargs"]["weights_path"]))
-            case "/update_weight_version":
-                self.version = body["new_version"]
-            case "/weight_info":
-                return {"weight_version": self.version}
-            case "/v1/completions":
-                assert not self.paused
-                return self.completions(body)
-        return {}
-
-    def load(self, folder: Path) -> None:
-        with safe_open(folder / "model.safetensors", "pt") as file:
-            self.model.load_state_dict({name: file.get_tensor(name) for name in file.keys()}, strict=False)  # noqa: SIM118
-        self.loaded += 1
-
-    @torch.no_grad()
-    def completions(self, body: dict[str, Any]) -> dict[str, Any]:
-        choices = []
-        for index in range(body["n"]):
-            generator = torch.Generator().manual_seed(body["seed"] % 2**31 + index)
-            ids, logprobs = list(body["prompt"]), []
-            for _ in range(body["max_tokens"]):
-                logits = self.model(torch.tensor([ids])).logits[0, -1] / body["temperature"]
-                if allowed := body.get("allowed_token_ids"):
-                    outside = torch.ones_like(logits, dtype=torch.bool)
-                    outside[allowed] = False
-                    logits = logits.masked_fill(outside, float("-inf"))
-                chances = logits.log_softmax(-1)
-                ids.append(int(torch.multinomial(chances.exp(), 1, generator=generator)))
-                logprobs.append(float(chances[ids[-1]]))
-                if ids[-1] in body["stop_token_ids"]:
-                    break
-            new = ids[len(body["prompt"]) :]
-            reason = "stop" if new[-1] in body["stop_token_ids"] else "length"
-            choice = {"index": index, "token_ids": new, "finish_reason": reason}
-            choice |= {"logprobs": {"token_logprobs": logprobs}}
-            if "prompt_logprobs" in body:
-                choice["prompt_logprobs"] = self.prompt_logprobs(body["prompt"])
-            choices.append(choice)
-        return {"choices": choices[::-1]}  # in whatever order
-
-    def prompt_logprobs(self, prompt: list[int]) -> list[Any]:
-        chances = self.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
-        following = zip(prompt[1:], chances[:-1], strict=True)
-        return [None, *({str(token): {"logprob": float(row[token])}} for token, row in following)]
-
-    def bodies(self, path: str) -> list[dict[str, Any]]:
-        return [body for address, body in self.asked if address.startswith(path)]
-
-
 @pytest.fixture
-def server(policy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(policy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmServer]:
     for variable in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(variable, "127.0.0.1")
-    made = Server(policy_folder)
-    thread = threading.Thread(target=made.http.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
-    thread.join()
+    with VllmServer(policy_folder).running() as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +61,7 @@ def policy(policy_folder: Path) -> Any:
 
 
 @pytest.fixture
-def sampler(server: Server, policy: Any, tmp_path: Path) -> Callable[..., VllmSampler]:
+def sampler(server: VllmServer, policy: Any, tmp_path: Path) -> Callable[..., VllmSampler]:
     def made(
         seed: int = 3, generation: dict[str, Any] | None = None, phases: Phases | None = None, **fields: Any
     ) -> VllmSampler:
@@ -201,7 +102,7 @@ def test_responses_come_prompt_major_with_the_log_probabilities_of_the_policy(sa
         assert bool(samples.ended[row]) == (int(samples.ids[row][taken][-1]) == EOS)
 
 
-def test_every_batch_is_sampled_from_the_weights_as_they_are(sampler: Any, server: Server, policy: Any) -> None:
+def test_every_batch_is_sampled_from_the_weights_as_they_are(sampler: Any, server: VllmServer, policy: Any) -> None:
     made = sampler()
     versions = []
     for number in range(3):
@@ -218,7 +119,7 @@ def test_every_batch_is_sampled_from_the_weights_as_they_are(sampler: Any, serve
     assert not list(Path(made.settings.weights).iterdir())
 
 
-def test_handing_weights_over_and_sampling_are_timed_apart(sampler: Any, server: Server) -> None:
+def test_handing_weights_over_and_sampling_are_timed_apart(sampler: Any, server: VllmServer) -> None:
     phases = Phases(clock=lambda: float(len(server.asked)))  # a second for every request
     samples = sampler(phases=phases).sample(PROMPTS, 2)
     metrics = phases.lap()
@@ -227,7 +128,7 @@ def test_handing_weights_over_and_sampling_are_timed_apart(sampler: Any, server:
     assert metrics["perf/decode_tokens_per_s"] == pytest.approx(int(samples.mask.sum()) / 5)
 
 
-def test_what_is_asked_leaves_nothing_to_the_servers_defaults(sampler: Any, server: Server) -> None:
+def test_what_is_asked_leaves_nothing_to_the_servers_defaults(sampler: Any, server: VllmServer) -> None:
     sampler().sample(PROMPTS, 2)
     bodies = [body for body in server.bodies("/v1/completions") if body["n"] == 2]
     assert sorted(body["prompt"] for body in bodies) == sorted(PROMPTS)
@@ -241,7 +142,7 @@ def test_what_is_asked_leaves_nothing_to_the_servers_defaults(sampler: Any, serv
     assert len({body["seed"] for body in bodies}) == 3
 
 
-def test_a_sampler_that_goes_on_asks_what_it_would_have_asked(sampler: Any, server: Server) -> None:
+def test_a_sampler_that_goes_on_asks_what_it_would_have_asked(sampler: Any, server: VllmServer) -> None:
     def seeds(made: VllmSampler) -> list[int]:
         server.asked.clear()
         made.sample(PROMPTS, 2)
@@ -262,7 +163,7 @@ def test_seeds_differ_and_leave_room_to_count_up() -> None:
     assert len(seeds) == 1000 and max(seeds) < 2**62 and min(seeds) >= 0
 
 
-def test_a_server_in_trouble_is_asked_again(sampler: Any, server: Server, waits: list[float]) -> None:
+def test_a_server_in_trouble_is_asked_again(sampler: Any, server: VllmServer, waits: list[float]) -> None:
     made = sampler(backoff_s=0.5)
     expected = made.sample(PROMPTS, 2)
     again = sampler(backoff_s=0.5)
@@ -272,7 +173,7 @@ def test_a_server_in_trouble_is_asked_again(sampler: Any, server: Server, waits:
 
 
 def test_the_token_is_sent_and_never_shown(
-    sampler: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+    sampler: Any, server: VllmServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_KEY", SECRET)
     made = sampler(token_env="VLLM_KEY")
@@ -289,14 +190,14 @@ def test_an_absent_server_is_one_message(policy: Any, tmp_path: Path) -> None:
     assert "VLLM_SERVER_DEV_MODE=1" in message and "ConnectError" in message
 
 
-def test_a_server_without_its_development_paths_is_told_how_to_start(sampler: Any, server: Server) -> None:
+def test_a_server_without_its_development_paths_is_told_how_to_start(sampler: Any, server: VllmServer) -> None:
     made = sampler()
     server.failing = {"/pause": [404]}
     message = refusal(made.sample, PROMPTS)
     assert "/pause?mode=abort answered status 404" in message and "VLLM_SERVER_DEV_MODE=1" in message
 
 
-def test_log_probabilities_from_before_the_temperature_are_refused(sampler: Any, server: Server) -> None:
+def test_log_probabilities_from_before_the_temperature_are_refused(sampler: Any, server: VllmServer) -> None:
     def raw(body: Any) -> Any:
         for choice in body["choices"]:
             choice["logprobs"]["token_logprobs"] = [-5.0]
@@ -308,14 +209,14 @@ def test_log_probabilities_from_before_the_temperature_are_refused(sampler: Any,
     assert "--logprobs-mode processed_logprobs" in message and "-5" in message
 
 
-def test_a_server_that_computes_another_model_is_refused(sampler: Any, server: Server) -> None:
+def test_a_server_that_computes_another_model_is_refused(sampler: Any, server: VllmServer) -> None:
     made = sampler()
     server.load = lambda folder: disturb(server.model, 0.0)  # type: ignore[method-assign]  # keeps its own weights
     message = refusal(made.sample, PROMPTS)
     assert "nats per token of a prompt" in message and "folder of the policy" in message
 
 
-def test_weights_that_another_run_replaced_are_noticed(sampler: Any, server: Server) -> None:
+def test_weights_that_another_run_replaced_are_noticed(sampler: Any, server: VllmServer) -> None:
     made = sampler()
     server.changed = {"/weight_info": lambda body: {"weight_version": "another-1"}}
     message = refusal(made.sample, PROMPTS)
@@ -331,12 +232,12 @@ def test_weights_that_another_run_replaced_are_noticed(sampler: Any, server: Ser
         ({"data": [{"id": "a", "max_model_len": 11}]}, "holds 11 tokens"),
     ],
 )
-def test_a_server_with_other_models_is_refused(models: Any, part: str, sampler: Any, server: Server) -> None:
+def test_a_server_with_other_models_is_refused(models: Any, part: str, sampler: Any, server: VllmServer) -> None:
     server.changed = {"/v1/models": lambda _: models}
     assert part in refusal(sampler)
 
 
-def test_adapters_beside_the_model_do_not_matter(sampler: Any, server: Server) -> None:
+def test_adapters_beside_the_model_do_not_matter(sampler: Any, server: VllmServer) -> None:
     listed = [{"id": "tiny", "parent": None}, {"id": "adapter", "parent": "tiny"}]
     server.changed = {"/v1/models": lambda _: {"data": listed}}
     assert len(sampler().sample(PROMPTS).ids) == 3
@@ -363,7 +264,7 @@ def test_adapters_beside_the_model_do_not_matter(sampler: Any, server: Server) -
     ],
 )
 def test_an_answer_that_does_not_fit_is_refused(
-    spoil: Callable[[dict[str, Any]], Any], part: str, sampler: Any, server: Server
+    spoil: Callable[[dict[str, Any]], Any], part: str, sampler: Any, server: VllmServer
 ) -> None:
     made = sampler()
     fitting = {"index": 0, "token_ids": [5] * LENGTH, "finish_reason": "length"}
@@ -381,15 +282,30 @@ def test_an_answer_that_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize("answer", [{}, [], {"choices": [1]}, {"choices": []}])
-def test_an_answer_of_another_form_is_refused(answer: Any, sampler: Any, server: Server) -> None:
+def test_an_answer_of_another_form_is_refused(answer: Any, sampler: Any, server: VllmServer) -> None:
     made = sampler()
     server.changed = {"/v1/completions": lambda _: answer}
     assert "gave back" in refusal(made.sample, PROMPTS)
 
 
-def test_a_server_that_a_killed_run_left_paused_is_used_again(sampler: Any, server: Server) -> None:
+def test_a_server_that_a_killed_run_left_paused_is_used_again(sampler: Any, server: VllmServer) -> None:
     server.paused = True
     assert len(sampler().sample(PROMPTS).ids) == 3 and not server.paused
+
+
+def test_of_several_processes_the_first_alone_asks_and_all_have_the_samples(
+    server: VllmServer, policy: Any, tmp_path: Path
+) -> None:
+    settings = VllmSamplerSettings(url=server.url, weights=str(tmp_path))
+
+    def sampled(ranks: Ranks) -> Samples:
+        generation = Generation(max_new_tokens=LENGTH, max_prompt_tokens=8, temperature=TEMPERATURE)
+        return VllmSampler(settings, policy, EOS, generation, 3, ranks=ranks).sample(PROMPTS, 2)
+
+    alone, *shared = sampled(ALONE), *in_threads(2, sampled)
+    assert server.loaded == 2 and len(shared) == 2
+    for samples in shared:
+        assert torch.equal(samples.ids, alone.ids) and torch.equal(samples.logprobs, alone.logprobs)
 
 
 def test_a_folder_that_cannot_be_written_is_named(sampler: Any, tmp_path: Path) -> None:
@@ -405,10 +321,11 @@ def test_adapters_are_merged_on_their_way_and_stay_where_they_are(policy: Any, t
             if "lora_B" in name:
                 parameter.normal_(std=0.5)
     before = {name: parameter.clone() for name, parameter in tuned.named_parameters()}
-    with shared_weights(tuned, str(tmp_path), "key") as folder, safe_open(folder / "model.safetensors", "pt") as file:
+    given = tuned, merged_tensors(tuned), str(tmp_path), "key"
+    with shared_weights(*given) as folder, safe_open(folder / "model.safetensors", "pt") as file:
         written = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     assert not [name for name in written if "lora" in name]
-    whole = merged_copy(tuned).state_dict()
+    whole = deepcopy(tuned).merge_and_unload().state_dict()
     assert all(torch.equal(tensor, whole[name]) for name, tensor in written.items())
     name = "model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(written[name], before["base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"])
@@ -418,7 +335,8 @@ def test_adapters_are_merged_on_their_way_and_stay_where_they_are(policy: Any, t
 
 def test_a_tied_head_is_written_beside_the_embeddings(policy: Any, tmp_path: Path) -> None:
     assert policy.config.tie_word_embeddings
-    with shared_weights(policy, str(tmp_path), "key") as folder, safe_open(folder / "head.safetensors", "pt") as file:
+    given = policy, merged_tensors(policy), str(tmp_path), "key"
+    with shared_weights(*given) as folder, safe_open(folder / "head.safetensors", "pt") as file:
         assert list(file.keys()) == ["lm_head.weight"]
         assert torch.equal(file.get_tensor("lm_head.weight"), policy.model.embed_tokens.weight)
         assert folder.stat().st_mode & 0o777 == 0o755
@@ -439,7 +357,7 @@ def test_settings_that_name_no_usable_sampler_are_refused(sampler: dict[str, Any
     assert part in refusal(lambda: parse(RLSettings, {"sampler": sampler}, prefix=("rl",)))
 
 
-def test_settings_choose_the_sampler(server: Server, policy_folder: Path, tmp_path: Path) -> None:
+def test_settings_choose_the_sampler(server: VllmServer, policy_folder: Path, tmp_path: Path) -> None:
     tokenizer, networks = load_tokenizer(policy_folder), Networks(load_policy(policy_folder))
     chosen = VllmSamplerSettings(url=server.url, weights=str(tmp_path))
     made = build_sampler(tiny_rl("ppo", "fp32", sampler=chosen), networks, tokenizer)

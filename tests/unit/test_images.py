@@ -24,7 +24,8 @@ EXCEPTIONS = {
     ("pipeline", "components/tokens.py", "torch"): "pads batches; validate counts tokens and makes none",
     ("pipeline", "components/group.py", "torch"): "joins processes; the steps of this image have one",
     ("pipeline", "components/ranks.py", "torch"): "names a type",
-    ("serve", "components/zero.py", "deepspeed"): "gathers weights that lie in parts; those served are whole",
+    ("serve", "components/gathering.py", "deepspeed"): "gathers weights that lie in parts; those served are whole",
+    ("serve", "components/zero.py", "deepspeed"): "divides weights that are trained",
     ("serve", "components/adapters.py", "peft"): "what is published has its adapters merged into the weights",
     ("serve", "components/models.py", "peft"): "puts adapters on a model that is trained",
 }

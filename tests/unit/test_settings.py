@@ -17,9 +17,9 @@ from pipeline.overrides import CONFIGS, resolve
 from pipeline.settings import NOTIFY, SOURCES, TASKS, Settings
 
 CONFIG_NAMES = (
-    "7b-8x80gb", "async-rlhf-best-of-2", "async-rlhf-online-dpo", "async-rlhf-ppo", "async-rlhf-rloo", "best_of_k",
-    "default", "demo", "dpo", "grpo", "hh", "online_dpo", "ppo", "ppo_lag", "rloo", "safe-rlhf-dpo", "safe-rlhf-ppo",
-    "safe-rlhf-ppo-lag",
+    "70b-64x80gb", "7b-8x80gb", "async-rlhf-best-of-2", "async-rlhf-online-dpo", "async-rlhf-ppo", "async-rlhf-rloo",
+    "best_of_k", "default", "demo", "dpo", "grpo", "hh", "online_dpo", "ppo", "ppo_lag", "rloo", "safe-rlhf-dpo",
+    "safe-rlhf-ppo", "safe-rlhf-ppo-lag",
 )  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from components.rl.networks import Networks
 from components.rl.pairs import PairLogprobs, encode_pairs
 from components.rl.reference import FrozenReference
 from components.rl.rollout import read
-from components.rl.shares import LedSampler, SharedReference, SharedSampler, SharedScorer, own_rows, shared
+from components.rl.shares import SharedReference, SharedSampler, SharedScorer, own_rows, shared
+from components.scoring import load_scorer
 from components.settings import Generation
 from threaded import Threads, in_threads
 
@@ -55,25 +56,6 @@ def test_each_process_samples_what_one_would_have_sampled(policy: Any, size: int
         assert torch.equal(state, alone.state())
 
 
-def test_a_server_is_asked_once_for_all(policy: Any) -> None:
-    asked: list[int] = []
-
-    class Server:
-        on_policy, metrics = False, {"sampler/version": 4.0}
-
-        def sample(self, prompts: Any, k: int = 1) -> Samples:
-            asked.append(len(prompts) * k)
-            return sampler_of(policy).sample(prompts, k)
-
-        def state(self) -> Tensor:
-            return torch.tensor([1])
-
-    expected = sampler_of(policy).sample(PROMPTS, 2)
-    for found in in_threads(2, lambda ranks: LedSampler(Server(), policy, ranks).sample(PROMPTS, 2)):  # type: ignore[arg-type]
-        same(expected, found)
-    assert asked == [10]
-
-
 class Lengths:
     """Scores a response by its length, and says what it saw."""
 
@@ -87,15 +69,38 @@ class Lengths:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_scores_come_back_in_order_and_their_numbers_are_means_over_all_rows(policy: Any, size: int) -> None:
+def test_scores_come_back_in_order_and_their_numbers_are_means_over_all_rows(size: int) -> None:
     responses = [Response("x" * length, (1,), True) for length in (1, 2, 4)]
 
     def scored(ranks: Threads) -> tuple[list[float], dict[str, float]]:
-        scorer = SharedScorer(Lengths(), policy, ranks)
+        scorer = SharedScorer(Lengths(), ranks)
         return scorer.score([()] * 3, responses).tolist(), scorer.metrics
 
     for scores, metrics in in_threads(size, scored):
         assert scores == [1.0, 2.0, 4.0] and metrics == {"rollout/mean": pytest.approx(7 / 3)}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_models_share_their_batches_and_make_as_many_passes_each(
+    reward_folder: Path, policy: Any, size: int
+) -> None:
+    """A guest on divided weights needs all processes in every pass; rows of all lengths make batches of all sizes."""
+    responses = [Response("yes " * length, (1,), True) for length in (1, 9, 2, 2, 30, 4, 17)]
+    prompts = [(Message("user", "say " + "so " * (number % 3)),) for number in range(len(responses))]
+    expected = load_scorer(reward_folder).score(prompts, responses)
+
+    def scored(ranks: Threads) -> tuple[Tensor, int]:
+        scorer, passes = load_scorer(reward_folder, ranks=ranks), list[int]()
+        scorer.batch_tokens = 64
+        scorer.model.register_forward_hook(lambda *_: passes.append(1))  # type: ignore[attr-defined]
+        models = Models(sampler_of(policy), FrozenReference(policy, "fp32"), scorer, None, None, 1.0, "fp32")  # type: ignore[arg-type]
+        return shared(models, policy, ranks).reward.score(prompts, responses), len(passes)
+
+    found = in_threads(size, scored)
+    for scores, _ in found:
+        torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+    (passes,) = {passes for _, passes in found}
+    assert 1 < passes < len(responses)
 
 
 def test_rows_are_shared_out_without_a_gap() -> None:
@@ -112,7 +117,7 @@ def test_reference_and_networks_are_read_in_parts_with_the_same_result(policy: A
     whole, _ = read(networks, draft, 2)
 
     def told(ranks: Threads) -> tuple[Tensor, Tensor]:
-        reference = SharedReference(FrozenReference(policy, "fp32"), policy, ranks)
+        reference = SharedReference(FrozenReference(policy, "fp32"), ranks)
         return reference.logprobs(*given, parts), read(networks, draft, 2, ranks=ranks)[0].logprobs
 
     for reference, logprobs in in_threads(2, told):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,22 @@ def test_two_half_batches_make_the_update_of_one_batch(tmp_path: Path) -> None:
     assert one["train/weight"] == two["train/weight"] == 1
     with pytest.raises(AssertionError):
         assert_same_weights(whole, network())
+
+
+def test_what_is_done_at_the_beginning_sees_the_weights_that_were_given_also_where_a_checkpoint_follows(
+    tmp_path: Path,
+) -> None:
+    settings = Training(epochs=4, batch_tokens=64, optimizer=PLAIN, compute=FP32)
+    trained(network(), points(32), settings, tmp_path, every=1)
+    model, seen = network(), list[nn.Module]()
+    fit(
+        model, Regression(), points(32), settings, seed=1, label="test", evaluate=lambda: {"eval/loss": 0.0},
+        checkpoints=Checkpoints(tmp_path, 1), finish=lambda metrics: None, begin=lambda: seen.append(deepcopy(model)),
+    )  # fmt: skip
+    (first,) = seen
+    assert_same_weights(first, network(), atol=0, rtol=0)
+    with pytest.raises(AssertionError):
+        assert_same_weights(model, network())
 
 
 def test_training_lowers_the_loss_and_repeats_exactly(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from components.artifacts import DataDir
 from components.launch import STEPS, settings_class
 from components.logprobs import response_logprobs
-from components.models import load_policy, merged, with_lora
+from components.models import load_policy, with_lora
 from components.rl.algorithm_settings import BestOfKSettings, GRPOSettings, PPOLagSettings, PPOSettings, RLOOSettings
 from components.rl.algorithms import build
 from components.rl.functional import clipped_policy_loss
@@ -235,6 +235,6 @@ def test_adapters_are_on_again_after_a_reading_that_failed(adapted: Any) -> None
 def test_a_policy_says_the_same_when_its_adapters_are_merged(adapted: Any) -> None:
     before = read(FrozenReference(adapted.eval(), "fp32"))
     without = read(AdapterOff(adapted, "fp32"))
-    after = read(FrozenReference(merged(adapted).eval(), "fp32"))
+    after = read(FrozenReference(adapted.merge_and_unload().eval(), "fp32"))
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
     assert (after - without).abs().max() > 0.1
