@@ -34,16 +34,10 @@ def submit(
     With --wait the exit code is 0 when the run succeeded or the gate rejected the candidate, 1 when it failed, and 130
     after Ctrl-C, which ends the watching and not the run.
     """
-    from pipeline.cluster import Cluster
-    from pipeline.orders import caveats, order
+    from pipeline.orders import announced
     from pipeline.overrides import resolve
 
-    settings = resolve(config, overrides or ())
-    for line in caveats(settings):
-        print(line)
-    cluster = Cluster(connection)
-    wanted, version = order(cluster, settings, experiment)
-    print(version)
+    cluster, wanted = announced(connection, resolve(config, overrides or ()), experiment)
     _follow(cluster, cluster.start(wanted), wait)
 
 

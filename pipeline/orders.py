@@ -6,9 +6,20 @@ from typing import Any
 
 from components.storage import is_remote
 from pipeline.cluster import Cluster, Order
+from pipeline.connection import Connection
 from pipeline.fingerprints import code_fingerprints
 from pipeline.package import compiled
 from pipeline.settings import Settings
+
+
+def announced(connection: Connection, settings: Settings, experiment: str | None) -> tuple[Cluster, Order]:
+    """The cluster and what to start there; prints what would be lost there, and the pipeline's version."""
+    for line in caveats(settings):
+        print(line)
+    cluster = Cluster(connection)
+    wanted, version = order(cluster, settings, experiment)
+    print(version)
+    return cluster, wanted
 
 
 def order(cluster: Cluster, settings: Settings, experiment: str | None = None) -> tuple[Order, str]:

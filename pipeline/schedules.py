@@ -44,18 +44,12 @@ def create(
     """Run the pipeline on a cluster again and again."""
     from dataclasses import replace
 
-    from pipeline.cluster import Cluster
     from pipeline.crontab import shown, trigger
-    from pipeline.orders import caveats, order
+    from pipeline.orders import announced
     from pipeline.overrides import resolve
 
-    when = trigger(cron, every)
-    settings = resolve(config, overrides or ())
-    for line in caveats(settings):
-        print(line)
-    cluster = Cluster(connection)
-    wanted, version = order(cluster, settings, experiment)
-    print(version)
+    when, settings = trigger(cron, every), resolve(config, overrides or ())
+    cluster, wanted = announced(connection, settings, experiment)
     wanted = replace(wanted, name=f"{settings.name} {shown(when)}")
     made = cluster.schedule(wanted, when, max_concurrency, catch_up)
     print(f"schedule {made}   {wanted.name}")
