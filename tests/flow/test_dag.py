@@ -29,7 +29,7 @@ def compiled(tmp_path: Path, *overrides: str, config: str = "default") -> dict[s
     settings = resolve([Path(config)], overrides)
     path = tmp_path / "pipeline.yaml"
     write_package(settings, path)
-    spec, beyond = yaml.safe_load_all(path.read_text())
+    spec, beyond = yaml.load_all(path.read_text(), yaml.CSafeLoader)
     return {**spec, **beyond}
 
 

@@ -28,7 +28,7 @@ VERSION = "1.31"
 
 def pods(*overrides: str, **chosen: Any) -> dict[str, dict[str, Any]]:
     """The pod of every executor of the compiled pipeline, in a run that chooses these parameters."""
-    spec, beyond = yaml.safe_load_all(compiled(resolve(["default"], overrides)))
+    spec, beyond = yaml.load_all(compiled(resolve(["default"], overrides)), yaml.CSafeLoader)
     parameters = spec["root"]["inputDefinitions"]["parameters"]
     run = {name: parameter["defaultValue"] for name, parameter in parameters.items()} | chosen
     return {label: pod(spec, beyond, label, run) for label in spec["deploymentSpec"]["executors"]}
