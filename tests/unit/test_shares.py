@@ -89,9 +89,11 @@ def test_models_share_their_batches_and_make_as_many_passes_each(
     prompts = [(Message("user", "say " + "so " * (number % 3)),) for number in range(len(responses))]
     expected = load_scorer(reward_folder).score(prompts, responses)
 
+    loaded = [load_scorer(reward_folder) for _ in range(size)]  # transformers cannot load in threads
+
     def scored(ranks: Threads) -> tuple[Tensor, int]:
-        scorer, passes = load_scorer(reward_folder, ranks=ranks), list[int]()
-        scorer.batch_tokens = 64
+        scorer, passes = loaded[ranks.rank], list[int]()
+        scorer.ranks, scorer.batch_tokens = ranks, 64
         scorer.model.register_forward_hook(lambda *_: passes.append(1))  # type: ignore[attr-defined]
         models = Models(sampler_of(policy), FrozenReference(policy, "fp32"), scorer, None, None, 1.0, "fp32")  # type: ignore[arg-type]
         return shared(models, policy, ranks).reward.score(prompts, responses), len(passes)
