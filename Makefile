@@ -13,7 +13,7 @@ HALF   := $(VENV)/.unfinished
 VLLM   := .venv-vllm
 # Tests of `make test` that belong in the table of `make cluster-test` too.
 TRIED  := $(addprefix tests/,unit/test_storage_transfers.py unit/test_storage_races.py unit/test_trainjob.py \
-            unit/test_memory_of_gpus.py flow/test_kubeflow.py)
+            unit/test_memory_of_gpus.py flow/test_kubeflow.py flow/test_pods.py)
 VLLM_READY := $(VLLM)/.ready
 
 .DEFAULT_GOAL := help
@@ -68,7 +68,7 @@ run-in-containers: $(READY) ## the demo with every step in its container
 	@BASE_IMAGE=$$(containers/base.sh) && export BASE_IMAGE && containers/build.sh pipeline train
 	@$(BIN)/plumbline run -c pipeline/configs/demo.yaml --containers $(ARGS)
 
-cluster-test: $(READY) ## everything that needs containers, servers or many processes; ends with a table of it
+cluster-test: $(READY) ## what needs containers, servers or many processes, with a table at the end (10 to 20 minutes)
 	@containers/setup-debian.sh || echo "Tests that need what is missing are skipped."
 	@$(BIN)/python -m pytest -q tests/cluster $(TRIED) $(ARGS)
 

@@ -13,6 +13,8 @@ from pipeline.memory import NARROW, SHAPES, WIDE, Shape, rl_memory, table, train
 from pipeline.overrides import CONFIGS, resolve
 from pipeline.settings import Settings
 
+pytestmark = pytest.mark.tried("memory of a GPU for 7B on 8 and 70B on 64", against="arithmetic; counts of tiny models")
+
 MISTRAL_7B, LLAMA_70B = SHAPES["7b"], SHAPES["70b"]
 GPU = 80e9 - 4e9
 """Bytes of an 80 GB GPU, less what the arithmetic leaves out."""

@@ -32,6 +32,11 @@ from definitions import objections, schema
 from pipeline.overrides import resolve
 from pipeline.resources import train_job_of
 
+pytestmark = pytest.mark.tried(
+    "TrainJobs and InferenceServices; a job of two machines",
+    against="their resource definitions; a stand-in for the cluster, torchrun in place of pods",
+)
+
 ROOT = Path(__file__).parents[2]
 CRDS = ROOT / "tests" / "crds"
 TRAINJOB = schema(CRDS / "trainer.kubeflow.org_trainjobs.yaml.gz", "v1alpha1")
