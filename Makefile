@@ -58,7 +58,7 @@ bench: $(READY) ## ours against TRL: seconds a step and peak memory (some hours 
 overlap: $(READY) ## sampling ahead against sampling in turn, on finished demo runs: RUNS="A B C" (an hour on 2 cores)
 	@$(BIN)/python benchmarks/overlap.py $(RUNS) $(ARGS)
 
-growth: $(READY) ## seconds and memory of a step as it grows, with a picture (a quarter of an hour; --quick: a minute)
+growth: $(READY) ## seconds and memory of a step as it grows, with a picture (some minutes; --quick: one)
 	@$(BIN)/python benchmarks/growth.py $(ARGS)
 
 images: ## build the container images with Docker or Podman: ARGS="train" builds one (containers/README.md)
