@@ -52,7 +52,7 @@ serve: $(READY) ## answer on an OpenAI-compatible port with the model deployed l
 kill: $(READY) ## kill 50 tiny rl runs at random moments and start them again (some minutes)
 	@$(BIN)/python benchmarks/kill_resume.py $(ARGS)
 
-bench: $(READY) ## ours against TRL: seconds a step and peak memory (some hours on 2 cores; --quick: minutes)
+bench: $(READY) ## ours against TRL: seconds a step and peak memory (under an hour on 2 cores; --quick: minutes)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 overlap: $(READY) ## sampling ahead against sampling in turn, on finished demo runs: RUNS="A B C" (an hour on 2 cores)
